@@ -1,0 +1,108 @@
+"""Events that the original SDK drops (sdk-public-api §12.2 D8) and one that only a cluster has.
+
+They reach applications that register for them and nobody else. Same manner as the others: frozen,
+slotted, no defaults, `session_id` first. Where the agent may leave a field out it is None, or "" for text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = [
+    "AgentStartedSpeakingEvent",
+    "CancelledFunctionCall",
+    "FunctionCallCancelledEvent",
+    "FunctionCallResponseEvent",
+    "HistoryEvent",
+    "InjectionRefusedEvent",
+    "LatencyReportEvent",
+    "ListenUpdatedEvent",
+    "SessionResumedEvent",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStartedSpeakingEvent:
+    """`agent_started_speaking`: a turn of the agent begins. Latencies in seconds; not every agent sends this."""
+
+    session_id: str
+    total_latency: float | None
+    tts_latency: float | None
+    ttt_latency: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class InjectionRefusedEvent:
+    """`injection_refused`: the agent did not take a `send_agent_message` or `send_user_message`."""
+
+    session_id: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEvent:
+    """`history`: an item of the conversation as the agent has committed it, exactly as it came.
+
+    Either `role` and `content`, or `function_calls`; the very shape that `agent.context.messages` takes.
+    """
+
+    session_id: str
+    item: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class CancelledFunctionCall:
+    """A function call that is not wanted any more: `id` and `name` as in its `FunctionCall`."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionCallCancelledEvent:
+    """`function_call_cancelled`: stop this work and do not answer. The agent often asks again under a new id."""
+
+    session_id: str
+    functions: tuple[CancelledFunctionCall, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionCallResponseEvent:
+    """`function_call_response`: the result of a call that Deepgram made itself. `id` may be ""."""
+
+    session_id: str
+    id: str
+    name: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListenUpdatedEvent:
+    """`listen_updated`: the agent confirms a change of its speech recognition."""
+
+    session_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyReportEvent:
+    """`latency_report`: seconds; None where the report does not say. May come several times a second."""
+
+    session_id: str
+    stt_latency: float | None
+    ttt_token_latency: float | None
+    ttt_text_latency: float | None
+    ttt_tool_latency: float | None
+    ttt_thinking_latency: float | None
+    tts_latency: float | None
+    total_latency: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionResumedEvent:
+    """`session_resumed`: the call goes on with a new agent connection, maybe in another process.
+
+    What an application kept in memory for this call may therefore be missing. `reason` is a short word.
+    """
+
+    session_id: str
+    reason: str

@@ -1,0 +1,41 @@
+"""Telephony types under the module path of the original (sdk-public-api §1.3)."""
+
+from bridge_shared.types.audiocodes import (
+    AudioCodesActivity,
+    AudioCodesBaseActivity,
+    AudioCodesEventActivity,
+    AudioCodesEventName,
+    AudioCodesMediaFormat,
+    AudioCodesMessageActivity,
+    BridgeConfig,
+    BridgeErrorEvent,
+    CallRecordingActivityParams,
+    InboundActivityEvent,
+    PlayUrlActivityParams,
+    SendDtmfActivityParams,
+    SessionEndEvent,
+    SessionEndReason,
+    SessionInitiateMessage,
+    SessionStartEvent,
+    TransferActivityParams,
+)
+
+__all__ = [
+    "AudioCodesActivity",
+    "AudioCodesBaseActivity",
+    "AudioCodesEventActivity",
+    "AudioCodesEventName",
+    "AudioCodesMediaFormat",
+    "AudioCodesMessageActivity",
+    "BridgeConfig",
+    "BridgeErrorEvent",
+    "CallRecordingActivityParams",
+    "InboundActivityEvent",
+    "PlayUrlActivityParams",
+    "SendDtmfActivityParams",
+    "SessionEndEvent",
+    "SessionEndReason",
+    "SessionInitiateMessage",
+    "SessionStartEvent",
+    "TransferActivityParams",
+]
