@@ -114,7 +114,12 @@ class Mouth:
         """Ask for these functions (name, arguments) in one message; what is not the client's to answer is run here."""
         for name, arguments in functions:
             ours = "endpoint" not in self.functions.get(name, {})
-            call = {"id": f"call_{uuid4().hex[:12]}", "name": name, "arguments": arguments, "client_side": ours}
+            call: dict[str, Any] = {
+                "id": f"call_{uuid4().hex[:12]}",
+                "name": name,
+                "arguments": arguments,
+                "client_side": ours,
+            }
             turn.calls[call["id"]] = call
         self._asking.append(turn)
         await self._line.send(self._line.server.function_request(dict(call) for call in turn.calls.values()))

@@ -1,0 +1,85 @@
+# Two commands are all that a newcomer needs: `make run` and `make test`. Both set everything up first.
+# They take Python 3.11 or newer, make, git and a package index; whatever else helps is looked for and left out if absent.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SHELLFLAGS := -eu -c
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Written when everything is installed. Newer than the two files it depends on: nothing to do, no network needed.
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+APP ?= worker/examples/01_basic/app.py
+ARGS ?=
+TESTS ?= tests
+TYPING_TESTS := $(wildcard tests/typing/*.py)
+
+.PHONY: help
+help: ## this list
+	@echo "make TARGET, one of:"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
+	  || sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1  \2/p' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: $(STAMP) ## the whole cluster on this machine, with a Redis of its own (APP=file.py, ARGS="--workers 2")
+	$(BIN)/bridgectl up $(APP) $(ARGS)
+
+.PHONY: test
+test: lint ## what must pass before anything lands: lint, types, and the tests that are not slow
+	$(BIN)/pytest -n 2 -m "not slow" $(TESTS)
+
+.PHONY: check-all
+check-all: lint ## the same with the slow tests
+	$(BIN)/pytest -n 2 $(TESTS)
+
+.PHONY: lint
+lint: $(STAMP) ## style, formatting, who imports whom, types
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
+	$(if $(TYPING_TESTS),$(BIN)/mypy --strict $(TYPING_TESTS))
+
+.PHONY: format
+format: $(STAMP) ## mend style and formatting
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
+
+.PHONY: install
+install: $(STAMP) ## the environment only
+
+.PHONY: lock
+lock: $(STAMP) ## write requirements.txt anew from pyproject.toml (keeps versions that still fit; ARGS=--upgrade moves them)
+	$(PIP) install uv
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" --quiet \
+	  --output-file requirements.txt $(ARGS)
+	@if grep -nE '://|--(extra-)?index-url|--find-links' requirements.txt; then \
+	  echo "requirements.txt must name no package source" >&2; exit 1; fi
+
+.PHONY: clean
+clean: ## remove the environment and every cache
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): requirements.txt pyproject.toml
+	@if ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	  found=; \
+	  for python in $(PYTHON) python3.11 python3 python3.12 python3.13 python; do \
+	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo "Python 3.11 or newer is needed and none of python3.11, python3 is. Install one, or name it: make PYTHON=/path/to/python" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "making $(VENV) with $$($$found --version)"; \
+	  rm -rf $(VENV); \
+	  "$$found" -m venv $(VENV) \
+	    || { echo "That Python cannot make environments. On Debian: apt-get install python3-venv" >&2; exit 1; }; \
+	fi
+	@echo "installing what requirements.txt names into $(VENV)"
+	@$(PIP) install --require-hashes --no-deps --only-binary :all: -r requirements.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@

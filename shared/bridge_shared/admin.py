@@ -1,0 +1,146 @@
+"""A pod's admin port: ``/healthz``, ``/readyz`` and ``/metrics``. This is the one door to FastAPI and uvicorn.
+
+The server runs in the loop that it vouches for, the one that moves audio: if that loop is stuck, ``/healthz``
+does not answer, and the probe's time-out tells what no answer could.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Callable
+from typing import Final
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse, Response
+
+from bridge_shared import logs, metrics
+from bridge_shared.errors import ConfigError
+
+_log = logs.get("admin")
+
+# How often the loop's punctuality is measured, seconds: as often as pods beat.
+_BEAT: Final = 0.25
+
+
+class Admin:
+    """The admin server of one pod.
+
+    Args:
+        port: 0 for a free one; `port` has the real one after `bind`.
+        host: the address to listen on.
+        ready: None if this pod accepts calls, else the reason why not, for a person.
+        healthy: None if this pod works, else the reason; it will be restarted for that.
+
+    Attributes:
+        app: the FastAPI application, to which further routes may be added before `run`.
+    """
+
+    def __init__(
+        self, port: int, host: str, *, ready: Callable[[], str | None], healthy: Callable[[], str | None]
+    ) -> None:
+        self.port = port
+        self._host = host
+        self._ready, self._healthy = ready, healthy
+        self._socket: socket.socket | None = None
+        self.app: Final = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+        self.app.add_api_route("/healthz", self._healthz)
+        self.app.add_api_route("/readyz", self._readyz)
+        self.app.add_api_route("/metrics", self._metrics)
+
+    def bind(self) -> int:
+        """Take the port, so that a busy one is known before the pod does anything else. Returns the port.
+
+        Raises:
+            ConfigError: the port is taken or not allowed, or the host is not an address of this machine.
+        """
+        if self._socket is None:
+            try:
+                # create_server would hide a name that cannot be looked up behind the same error as a busy port.
+                family, _, _, _, address = socket.getaddrinfo(self._host, self.port, type=socket.SOCK_STREAM)[0]
+                self._socket = socket.create_server(address, family=family, backlog=64)
+            except OSError as error:
+                raise self._unusable(error) from None
+            self.port = self._socket.getsockname()[1]
+        return self.port
+
+    def close(self) -> None:
+        """Give back a port that was bound and never served; nothing otherwise."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    async def run(self) -> None:
+        """Serve until cancelled; binds first if nobody has.
+
+        Cancelling closes the port and every connection; it takes a tenth of a second, or one if a client is slow.
+        """
+        self.bind()
+        assert self._socket is not None
+        sockets, self._socket = [self._socket], None
+        server = _Server(
+            uvicorn.Config(
+                self.app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=1,
+                # Probes and a scraper need a handful; the rest is somebody knocking at the wrong door.
+                limit_concurrency=100,
+            )
+        )
+        beating = asyncio.create_task(self._beat(), name="admin beat")
+        try:
+            await server.serve_until_cancelled(sockets)
+        finally:
+            beating.cancel()
+
+    def _unusable(self, error: OSError) -> ConfigError:
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            mend = "Set it to an address of this machine, or to 0.0.0.0 for all of them"
+            return ConfigError("BRIDGE_HOST", f"{self._host!r} is no address of this machine", mend)
+        problem = f"port {self.port} cannot be used: {os.strerror(error.errno or 0)}"
+        return ConfigError("BRIDGE_ADMIN_PORT", problem, "Set it to a free port, or to 0 for any")
+
+    async def _beat(self) -> None:
+        """Measure by how much the loop is late, for as long as it runs."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + _BEAT
+            await asyncio.sleep(_BEAT)
+            metrics.loop_lag_seconds.observe(max(0.0, loop.time() - due))
+
+    async def _healthz(self) -> Response:
+        return _verdict(self._healthy())
+
+    async def _readyz(self) -> Response:
+        return _verdict(self._ready())
+
+    async def _metrics(self) -> Response:
+        return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn in the task of its caller: without its signal handlers, and closed by cancelling.
+
+    `serve` would take the process's signals (`lifecycle.Signals` has them), wake up ten times a second to see
+    whether it should stop, and leave its sockets open when cancelled.
+    """
+
+    async def serve_until_cancelled(self, sockets: list[socket.socket]) -> None:
+        self.config.load()
+        self.lifespan = self.config.lifespan_class(self.config)
+        await self.startup(sockets=sockets)
+        host, port = sockets[0].getsockname()[:2]
+        _log.info("admin port open", host=host, port=port)
+        try:
+            await asyncio.get_running_loop().create_future()  # nobody completes it
+        finally:
+            await self.shutdown(sockets=sockets)
+
+
+def _verdict(reason: str | None) -> Response:
+    return PlainTextResponse("ok\n" if reason is None else f"{reason}\n", status_code=200 if reason is None else 503)

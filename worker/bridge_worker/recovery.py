@@ -1,0 +1,137 @@
+"""How a conversation goes on with a new agent: what it is told of the past, and who speaks next.
+
+Pure. Deepgram keeps nothing of a session that broke (Voice Agent reference §7): a new agent is given the
+conversation so far in `agent.context.messages`, without a greeting, and then somebody has to speak. In order,
+the first that applies (DESIGN §7; the caller in mid-utterance is decided by the edge, before this):
+
+1. what the caller said last was not answered: it is left out of the past and said again as the caller's;
+2. the agent was cut off: what was not heard is left out of the past and said again by the agent;
+3. otherwise nobody.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bridge_shared.redis.calls import Line
+
+HISTORY_ITEMS = 200
+HISTORY_CHARACTERS = 32_000
+"""Of the conversation so far, what a new agent is given; the newest is kept (DESIGN §7)."""
+
+CHARACTERS_PER_SECOND = 15.0
+"""Speed of synthesised speech, to tell which sentences fit into what was heard of a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """How to go on.
+
+    Attributes:
+        history: items for `agent.context.messages`, oldest first.
+        caller_says: to be sent as `InjectUserMessage`, if not empty.
+        agent_says: to be sent as `InjectAgentMessage`, if not empty.
+    """
+
+    history: tuple[dict[str, Any], ...]
+    caller_says: str = ""
+    agent_says: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionRecord:
+    """A function call that was finished, and the transcript entry behind which it was asked for."""
+
+    after: str
+    id: str
+    name: str
+    arguments: str
+    response: str
+
+    @property
+    def item(self) -> dict[str, Any]:
+        call = {"id": self.id, "name": self.name, "client_side": True}
+        call |= {"arguments": self.arguments, "response": self.response}
+        return {"type": "History", "function_calls": [call]}
+
+
+def recover(lines: Sequence[Line], functions: Iterable[FunctionRecord] = ()) -> Recovery:
+    """Decide how the conversation goes on.
+
+    Args:
+        lines: the transcript in order. A line of the agent with `interrupted` was heard for `heard_ms` only;
+            one without `heard_ms` counts as heard.
+        functions: the finished function calls, in order.
+    """
+    past, caller_says = _unanswered(list(lines))
+    agent_says = "" if caller_says else _unheard(past)
+    waiting = list(functions)
+    items: list[dict[str, Any]] = []
+    for line in past:
+        while waiting and _order(waiting[0].after) < _order(line.id):
+            items.append(waiting.pop(0).item)
+        content = heard_text(line)
+        if content:
+            items.append({"type": "History", "role": line.role, "content": content})
+    items.extend(function.item for function in waiting)
+    return Recovery(tuple(newest(items)), caller_says, agent_says)
+
+
+def heard_text(line: Line) -> str:
+    """What of a line the caller heard, by whole sentences."""
+    if not line.interrupted or line.heard_ms is None:
+        return line.content
+    room = line.heard_ms / 1000 * CHARACTERS_PER_SECOND
+    kept, length = [], 0
+    for sentence in _sentences(line.content):
+        length += len(sentence)
+        if length > room:
+            break
+        kept.append(sentence)
+    return " ".join(kept)
+
+
+def newest(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As many of the newest items as a new agent is given, oldest first."""
+    kept: list[dict[str, Any]] = []
+    size = 0
+    for item in reversed(items[-HISTORY_ITEMS:]):
+        size += len(str(item))
+        if size > HISTORY_CHARACTERS:
+            break
+        kept.append(item)
+    return kept[::-1]
+
+
+def _unanswered(lines: list[Line]) -> tuple[list[Line], str]:
+    """The lines without what the caller said last, and that, if nobody has answered it."""
+    last = len(lines)
+    while last and lines[last - 1].role == "user":
+        last -= 1
+    return lines[:last], " ".join(line.content for line in lines[last:])
+
+
+def _unheard(lines: Sequence[Line]) -> str:
+    """What the agent was saying when it was cut off: the unheard sentences of its last turn."""
+    if not lines or lines[-1].role != "assistant":
+        return ""
+    turn = [line for line in lines if line.turn == lines[-1].turn and line.role == "assistant"]
+    rest = []
+    for line in turn:
+        heard = heard_text(line)
+        if heard != line.content:
+            count = len(_sentences(heard))
+            rest.append(" ".join(_sentences(line.content)[count:]))
+    return " ".join(rest)
+
+
+def _sentences(text: str) -> list[str]:
+    return [sentence for sentence in re.split(r"(?<=[.!?…])\s+", text.strip()) if sentence]
+
+
+def _order(entry: str) -> tuple[int, int]:
+    epoch, _, number = entry.partition("-")
+    return int(epoch or 0), int(number or 0)
