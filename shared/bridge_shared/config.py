@@ -219,6 +219,9 @@ class Settings(BaseSettings):
     )
     handler_timeout: float = _setting(30.0, "longest run of a handler of the APP", "seconds", low=0.1, high=3600)
     finish_timeout: float = _setting(30.0, "longest run of a `session_end` handler", "seconds", low=0.1, high=3600)
+    lost_seconds: float = _setting(
+        30.0, "how long a call goes on without its caller, or without an agent", "seconds", low=1, high=600
+    )
     hangup_wait_seconds: float = _setting(8.0, "wait for the caller's end after a hang-up", "seconds", low=0, high=120)
     transfer_wait_seconds: float = _setting(
         60.0, "wait for the caller's end after a transfer", "seconds", low=0, high=600

@@ -291,6 +291,10 @@ class Link:
             if self._in.done > before:
                 self._owe_ack(now + ACK_CONTROL)
 
+    def acknowledge(self) -> None:
+        """Confirm with the next `take` what was received and done: the shell is about to stop."""
+        self._ack = bool(self.peer_epoch)
+
     def receive(self, sender: str, frame: Frame, now: float) -> list[LinkEvent]:
         """Take a frame of this call that pod `sender` wrote into our inbox."""
         self._now = now

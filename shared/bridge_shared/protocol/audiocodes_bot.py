@@ -154,6 +154,7 @@ class Bot:
         if self.state != "new":
             return [self._out_of_order(message)]
         cid, formats, known = self._identify(message)
+        self._offered = formats or self._offered
         expect_audio = message.get("expectAudioMessages") is not False
         caller, bot_name = short_text(message.get("caller")), short_text(message.get("botName"))
         return [Initiate(cid, caller, bot_name, expect_audio, formats, message, known)]
@@ -161,7 +162,7 @@ class Bot:
     def _resume(self, message: JSON) -> list[BotEvent]:
         if self.state != "new":
             return [self._out_of_order(message)]
-        cid, formats, known = self._identify(message)
+        cid, formats, known = self._identify(message)  # formats change nothing now: one was agreed at the beginning
         self._resuming = self._stream_unknown = True
         return [Resume(cid, formats, known)]
 
@@ -171,7 +172,6 @@ class Bot:
         known = valid_id(given) and self.conversation_id in ("", given)
         if known:
             self.conversation_id = given if isinstance(given, str) else ""
-        self._offered = formats or self._offered
         self.state = "initiated"
         self._resuming = False
         return short_text(given) or "", formats, known

@@ -1,0 +1,1 @@
+"""The edge: pods that hold the callers' WebSockets and nothing else that matters."""

@@ -1,0 +1,128 @@
+"""A pod: one process of one role in the fleet, reachable by its inbox.
+
+Edge and worker are both a `Pod` with something on top. It reads the inbox and hands each frame to the call
+it belongs to, writes frames to other pods' inboxes, keeps the pod's heartbeat, and counts its calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
+
+from bridge_shared import logs, metrics
+from bridge_shared.config import Settings
+from bridge_shared.errors import BridgeError
+from bridge_shared.frames import Frame
+from bridge_shared.redis.calls import Calls
+from bridge_shared.redis.connection import Server
+from bridge_shared.redis.fleet import Fleet
+from bridge_shared.redis.inboxes import Inbox, Outbox
+
+log = logs.get("pod")
+
+Role = Literal["edge", "worker"]
+
+
+class Taker(Protocol):
+    """A call as the pod sees it."""
+
+    cid: str
+
+    def on_frame(self, sender: str, frame: Frame) -> None: ...
+
+    def on_unreachable(self) -> None:
+        """Frames for the other side found no inbox: it is gone."""
+
+    def on_inbox_lost(self) -> None:
+        """The inbox was lost, and frames with it."""
+
+
+class Pod:
+    """Membership of one process in the fleet.
+
+    Args:
+        role: `edge` or `worker`.
+        state: Redis with call state and transcripts.
+        media: Redis with the inboxes; usually the same.
+        info: what the others are told about this pod (load, capacity, draining, bridges …).
+    """
+
+    def __init__(
+        self, role: Role, state: Server, media: Server, settings: Settings, info: Callable[[], Mapping[str, Any]]
+    ) -> None:
+        self.role = role
+        self.id = f"{role}-{socket.gethostname()[:40]}-{uuid.uuid4().hex[:8]}"
+        self.settings = settings
+        self.loop = asyncio.get_running_loop()
+        self.calls = Calls(state, settings.fleet, transcript_ttl=settings.transcript_ttl)
+        self.fleet = Fleet(state, settings.fleet, self.id, role)
+        self.inbox = Inbox(media, self.id, self._deliver, lost=self._inbox_lost)
+        self.outbox = Outbox(media, self.id, self._unreachable)
+        self._info = info
+        self._takers: dict[str, Taker] = {}
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @property
+    def load(self) -> int:
+        """Calls here now."""
+        return len(self._takers)
+
+    def know(self, taker: Taker) -> None:
+        """Hand the frames of this call to `taker`; a former taker of the same call gets no more."""
+        self._takers[taker.cid] = taker
+        self._empty.clear()
+        metrics.calls_live.labels(role=self.role).set(len(self._takers))
+
+    def forget(self, taker: Taker) -> None:
+        """The call has nothing to do here any more."""
+        if self._takers.get(taker.cid) is taker:
+            del self._takers[taker.cid]
+            metrics.calls_live.labels(role=self.role).set(len(self._takers))
+        if not self._takers:
+            self._empty.set()
+
+    def taker(self, cid: str) -> Taker | None:
+        return self._takers.get(cid)
+
+    async def run(self) -> None:
+        """Be part of the fleet until cancelled; then leave it. The inbox must have been opened."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.inbox.run())
+                tasks.create_task(self.outbox.run())
+                tasks.create_task(self.fleet.run(lambda: dict(self._info())))
+        finally:
+            # within a second, or the others find out by themselves
+            with contextlib.suppress(TimeoutError, BridgeError):
+                async with asyncio.timeout(1.0):
+                    await self.fleet.leave()
+                    await self.inbox.close()
+
+    async def wait_empty(self, seconds: float) -> bool:
+        """Wait until no call is here, at most this long. Cancelling it changes nothing."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._empty.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _deliver(self, sender: str, frames: list[Frame]) -> None:
+        for frame in frames:
+            if (taker := self._takers.get(frame.cid)) is not None:
+                taker.on_frame(sender, frame)
+
+    def _inbox_lost(self) -> None:
+        for taker in list(self._takers.values()):
+            taker.on_inbox_lost()
+
+    def _unreachable(self, pod: str, frames: list[Frame]) -> None:
+        log.debug("inbox of another pod is gone", peer=pod)
+        for cid in {frame.cid for frame in frames}:
+            if (taker := self._takers.get(cid)) is not None:
+                taker.on_unreachable()

@@ -1,0 +1,45 @@
+"""The two small keys of a COMMAND (LINK): whether it was carried out, and its answer.
+
+| key | type | content | lives |
+|---|---|---|---|
+| `call:{cid}:cmd:<id>` | string | set by the owner before it acts | 60 s |
+| `reply:<id>` | list | the answer, for whoever asked | 30 s |
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Final
+
+from bridge_shared.errors import RedisUnavailable
+from bridge_shared.redis import scripts
+from bridge_shared.redis.calls import CallKeys
+from bridge_shared.redis.connection import Server
+
+ONCE_SECONDS: Final = 60
+ANSWER_SECONDS: Final = 30
+
+
+class Commands:
+    """Both sides of a command's book-keeping. Errors as in `Server.execute`."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    async def first(self, cid: str, command: str) -> bool:
+        """Whether `command` has not been begun before; from now on it has. Cancelling: it may have been marked."""
+        key = f"{CallKeys.of(cid).call}:cmd:{command}"
+        return bool(await self._server.script_again(scripts.ONCE, [key], [ONCE_SECONDS, secrets.token_hex(8)]))
+
+    async def answer(self, reply_key: str, answer: bytes) -> None:
+        """Answer whoever waits at `reply_key`. Cancelling: it may have been answered."""
+        await self._server.script_again(scripts.ANSWER, [reply_key], [ANSWER_SECONDS, answer])
+
+    async def wait_answer(self, reply_key: str, seconds: float) -> bytes | None:
+        """The answer, or None after `seconds`. Safe to cancel, though an answer that came just then is lost."""
+        reply = await self._server.blocking("BLPOP", reply_key, str(seconds), seconds=seconds)
+        if reply is None:
+            return None
+        if not isinstance(reply, list) or len(reply) != 2 or not isinstance(reply[1], bytes):
+            raise RedisUnavailable("BLPOP gave no pair")
+        return reply[1]

@@ -1,0 +1,168 @@
+"""A connection shared by many: what was queued in a tick of the event loop goes out in one write.
+
+Replies come back in order, and are read beside the writing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from typing import Any, NoReturn
+
+from bridge_shared import logs
+from bridge_shared.errors import BridgeError, RedisRefused, RedisUnavailable
+from bridge_shared.redis.wire import REPLY_SECONDS, Backoff, Wire, count
+
+log = logs.get("redis")
+
+
+class Outage:
+    """Counts every failure of a connection, and logs the first and the end of them."""
+
+    def __init__(self, connection: str) -> None:
+        self._connection = connection
+        self._on = False
+
+    def begin(self, error: BridgeError) -> None:
+        count(error)
+        if not self._on:
+            log.warning("connection to Redis lost", connection=self._connection, cause=error)
+        self._on = True
+
+    def end(self) -> None:
+        if self._on:
+            log.info("connected to Redis again", connection=self._connection)
+        self._on = False
+
+
+class Pipeline:
+    """A connection that is written once per tick of the event loop and read beside that.
+
+    A subclass says what to write (`take`) and what a reply means (`answered`).
+
+    Attributes:
+        up: whether the connection stands.
+        lived: whether the last one ever stood.
+        news: set it, in the thread of the loop, when something is queued; it is written in the next tick.
+    """
+
+    def __init__(self, wire: Wire, *, depth: int, outage: Outage | None = None) -> None:
+        """
+        Args:
+            depth: how many writes may be unanswered. While they are, what is queued gathers into the next one.
+            outage: shared by pipelines that are one connection to their user.
+        """
+        self._wire = wire
+        self._depth = depth
+        self._outage = outage or Outage(wire.name)
+        self.news = asyncio.Event()
+        # Replies still owed to each write, oldest first.
+        self._owed: deque[int] = deque()
+        self.up = False
+        self.lived = False
+
+    def take(self) -> tuple[bytes, int]:
+        """What is queued, and how many replies it will have. Nothing: `(b"", 0)`."""
+        raise NotImplementedError
+
+    def answered(self, reply: Any) -> None:
+        """The reply to the oldest unanswered command; an error comes as an exception object.
+
+        Raises:
+            RedisUnavailable: this connection is of no use any more.
+        """
+        raise NotImplementedError
+
+    def connected(self) -> None:
+        """A new connection stands; called before anything is written on it."""
+
+    def broken(self, error: BridgeError) -> None:
+        """The connection is gone, or an attempt to make one failed. Called each time."""
+
+    async def run(self) -> None:
+        """Write and read for ever, through any outage. Cancelling closes the connection; nothing else stops it."""
+        backoff = Backoff()
+        while True:
+            try:
+                await self.live()
+            except (RedisUnavailable, RedisRefused):
+                if self.lived:
+                    backoff.reset()
+            await backoff.sleep()
+
+    async def live(self) -> NoReturn:
+        """Connect, then write and read until the connection breaks. Cancelling closes it.
+
+        Raises:
+            RedisUnavailable, RedisRefused: why it broke, or was not made.
+        """
+        self.lived = False
+        try:
+            await self._wire.open()
+            self.up = self.lived = True
+            self._outage.end()
+            self.connected()
+            await self._serve()
+        except Exception as error:
+            ours = error
+            if not isinstance(ours, RedisUnavailable | RedisRefused):
+                log.exception("a connection to Redis failed in a way that was not foreseen")
+                ours = RedisUnavailable(str(error))
+            self.up = False
+            self._outage.begin(ours)
+            self.broken(ours)
+            if ours is error:
+                raise
+            raise ours from error
+        finally:
+            self.up = False
+            await self._wire.close()
+
+    async def _serve(self) -> NoReturn:
+        self._owed.clear()
+        self.news.set()
+        reader = asyncio.create_task(self._read(), name=f"{self._wire.name} replies")
+        try:
+            while True:
+                await self.news.wait()
+                self.news.clear()
+                if reader.done():
+                    reader.result()
+                if len(self._owed) >= self._depth:
+                    continue  # the reader wakes us
+                data, replies = self.take()
+                if replies:
+                    await self._write(data, replies)
+        finally:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+
+    async def _write(self, data: bytes, replies: int) -> None:
+        if not self._owed:
+            self._wire.expect(REPLY_SECONDS)
+        self._owed.append(replies)
+        await self._wire.send(data)
+
+    async def _read(self) -> NoReturn:
+        owed = self._owed
+        try:
+            while True:
+                try:
+                    reply = await self._wire.reply()
+                except (RedisUnavailable, RedisRefused) as error:
+                    if not self._wire.connected:
+                        raise
+                    reply = error
+                    count(error)
+                if not owed:
+                    raise RedisUnavailable("a reply to no command")
+                owed[0] -= 1
+                if not owed[0]:
+                    owed.popleft()
+                    self._wire.expect(REPLY_SECONDS if owed else math.inf)
+                    if len(owed) == self._depth - 1:
+                        self.news.set()
+                self.answered(reply)
+        finally:
+            self.news.set()

@@ -1,0 +1,99 @@
+"""A bad network, built instead of patched: a TCP load balancer whose lines can be stalled, slowed and cut."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable
+from typing import Self
+
+CHUNK = 65536
+CONNECT_SECONDS = 0.5
+
+
+class Balancer:
+    """Listens on a loopback port and hands each connection to the next backend that answers.
+
+    With one backend it is a proxy for that line. All faults apply to the connections that are open and to those
+    that come.
+
+    Args:
+        backends: ports on 127.0.0.1, asked in turn; may be changed at any time.
+    """
+
+    def __init__(self, backends: Iterable[int]) -> None:
+        self.backends = list(backends)
+        self.delay_s = 0.0
+        """Every piece of data is held back this long, in both directions."""
+        self.port = 0
+        self.connections = 0
+        """How many were handed to a backend so far."""
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._next = 0
+        self._lines: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server | None = None
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+        await self._server.wait_closed()
+
+    def stall(self) -> None:
+        """Nothing gets through any more, and nobody is told: a cable is pulled."""
+        self._flowing.clear()
+
+    def flow(self) -> None:
+        """What was held back goes through."""
+        self._flowing.set()
+
+    def cut(self) -> None:
+        """Every open connection is reset, in both directions."""
+        for writer in list(self._lines):
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._lines.add(writer)
+        try:
+            far = await self._connect()
+            if far is None:
+                return
+            far_reader, far_writer = far
+            self._lines.add(far_writer)
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._pump(reader, far_writer))
+                    tasks.create_task(self._pump(far_reader, writer))
+            finally:
+                self._lines.discard(far_writer)
+                far_writer.transport.abort()
+        finally:
+            self._lines.discard(writer)
+            writer.transport.abort()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        for _ in range(len(self.backends)):
+            port = self.backends[self._next % len(self.backends)]
+            self._next += 1
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    line = await asyncio.open_connection("127.0.0.1", port)
+                self.connections += 1
+                return line
+        return None
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(CHUNK):
+                if self.delay_s:
+                    await asyncio.sleep(self.delay_s)
+                await self._flowing.wait()
+                writer.write(data)
+                await writer.drain()
+        writer.transport.abort()

@@ -1,0 +1,198 @@
+"""One connection to a Deepgram Voice Agent: the socket around the `AgentClient` machine.
+
+It is opened to the point where audio may flow, then read by one task (text and audio are one ordered
+stream, Voice Agent reference §6) and written by another. Whatever ends it becomes one `AgentFailed`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+
+from bridge_shared import logs, metrics
+from bridge_shared.errors import AgentFailed
+from bridge_shared.protocol import deepgram as dg
+from bridge_shared.protocol.media import Media
+from bridge_shared.types.errors import DeepgramHandshakeError
+
+log = logs.get("worker.agent")
+
+PING_SECONDS = 5.0
+PONG_SECONDS = 10.0
+QUEUED_SECONDS = 2.0
+"""Caller audio that may wait for a slow agent; the oldest is dropped beyond it (§5.2)."""
+
+
+class Agent:
+    """An agent that is ready: settings applied, audio flows. Made by `Agent.open`."""
+
+    def __init__(self, socket: ClientConnection, machine: dg.AgentClient, media: Media) -> None:
+        self._socket = socket
+        self.machine = machine
+        self._queue: deque[bytes | str] = deque()
+        self._queued_audio = 0
+        self._most_audio = media.nbytes(QUEUED_SECONDS * 1000)
+        self._media = media
+        self._wake = asyncio.Event()
+
+    @classmethod
+    async def open(cls, url: str, key: str, settings: Mapping[str, Any], media: Media, *, seconds: float) -> Agent:
+        """Connect, send the settings, wait until they are applied; all of it within `seconds`.
+
+        Cancelling it closes the half-open connection.
+
+        Raises:
+            AgentFailed: with Deepgram's own code if it refused, `connect_failed` if it was not reached in time.
+        """
+        awaited = "the connection"
+        try:
+            async with asyncio.timeout(seconds):
+                socket = await _connect(url, key)
+                machine = dg.AgentClient()
+                try:
+                    awaited = "Welcome"
+                    await _expect(socket, machine, dg.Welcome)
+                    await socket.send(machine.settings(settings), text=True)
+                    awaited = "SettingsApplied"
+                    await _expect(socket, machine, dg.SettingsApplied)
+                except BaseException:
+                    socket.transport.abort()
+                    raise
+        except TimeoutError as error:
+            description = f"The agent was not ready within {seconds:g} s: no answer while waiting for {awaited}"
+            raise AgentFailed("connect_failed", description, retryable=True, cause=error) from error
+        except ConnectionClosed as error:
+            description = f"The agent closed the connection before {awaited}"
+            raise AgentFailed("connect_failed", description, retryable=True, cause=error) from error
+        log.info("agent connected", request_id=machine.request_id)
+        return cls(socket, machine, media)
+
+    async def events(self) -> AsyncIterator[dg.AgentEvent]:
+        """All that the agent says, in order, until the connection ends.
+
+        Raises:
+            AgentFailed: always, in the end, unless the reader stops before: the agent never ends a call.
+        """
+        try:
+            async for message in self._socket:
+                for event in self.machine.receive(message):
+                    yield event
+                    if isinstance(event, dg.AgentError):
+                        raise _error(event)
+        except ConnectionClosed as error:
+            code = error.rcvd.code if error.rcvd is not None else None
+            raise AgentFailed(
+                "connection_closed",
+                f"The agent's connection broke off (close code {code})",
+                retryable=dg.parse_close(code, self.machine.error),
+                cause=error,
+            ) from error
+        raise AgentFailed("disconnected", "The agent closed the connection", retryable=True)
+
+    def hear(self, audio: bytes) -> None:
+        """Queue caller audio: whole samples, at least one."""
+        self._queue.append(audio)
+        self._queued_audio += len(audio)
+        while self._queued_audio > self._most_audio:
+            self._drop_oldest_audio()
+        self._wake.set()
+
+    def say(self, message: bytes) -> None:
+        """Queue a text message of the machine, behind the audio that is queued already."""
+        self._queue.append(message.decode())
+        self._wake.set()
+
+    async def write(self) -> None:
+        """Send what is queued, until the connection ends or this is cancelled. One task per connection runs it."""
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._queue:
+                    message = self._queue.popleft()
+                    if isinstance(message, bytes):
+                        self._queued_audio -= len(message)
+                    await self._socket.send(message)
+        except ConnectionClosed:
+            return  # the reader notices as well, and says why
+
+    @property
+    def unsent(self) -> int:
+        """Text messages that wait; those of a connection that has ended will never go."""
+        return sum(isinstance(message, str) for message in self._queue)
+
+    async def close(self) -> None:
+        """End the session at Deepgram, within a second. Cancelling it leaves the rest to the kernel."""
+        await self._socket.close()
+
+    def _drop_oldest_audio(self) -> None:
+        for index, message in enumerate(self._queue):
+            if isinstance(message, bytes):
+                del self._queue[index]
+                self._queued_audio -= len(message)
+                metrics.audio_dropped_ms.labels(where="agent_slow").inc(self._media.ms(len(message)))
+                return
+
+
+async def _connect(url: str, key: str) -> ClientConnection:
+    try:
+        return await connect(
+            url,
+            additional_headers={"Authorization": f"Token {key}"},
+            compression=None,
+            max_size=None,
+            open_timeout=None,  # `Agent.open` limits it, with what comes after
+            close_timeout=1.0,
+            ping_interval=PING_SECONDS,
+            ping_timeout=PONG_SECONDS,
+            logger=logs.stdlib("worker.websocket"),
+        )
+    except InvalidStatus as error:
+        raise _refused(error) from error
+    except (OSError, InvalidHandshake, InvalidURI, ConnectionClosed, EOFError) as error:
+        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        description = f"Deepgram could not be reached ({text}). Check DEEPGRAM_URL and the network"
+        raise AgentFailed("connect_failed", description, retryable=True, cause=error) from error
+
+
+async def _expect(socket: ClientConnection, machine: dg.AgentClient, wanted: type[dg.AgentEvent]) -> None:
+    while True:
+        for event in machine.receive(await socket.recv()):
+            match event:
+                case wanted():
+                    return
+                case dg.AgentError():
+                    raise _error(event, handshake=True)
+                case dg.UnexpectedBinary():
+                    raise _handshake("handshake_binary_frame", "The agent sent audio before it was ready")
+                case dg.UnexpectedType(type=name):
+                    description = f"The agent sent {name} where {wanted.__name__} was due"
+                    raise _handshake("handshake_unexpected_type", description)
+                case dg.Malformed(detail=detail):
+                    raise AgentFailed("connect_failed", f"The agent's opening was {detail}", retryable=True)
+
+
+def _error(event: dg.AgentError, *, handshake: bool = False) -> AgentFailed:
+    code = "unknown" if event.code == "UNSPECIFIED" else event.code  # as applications know it (SDK reference §7)
+    retryable = dg.retry_for(event.code) is not dg.Retry.NO
+    if handshake:
+        return _handshake(code, event.description, retryable=retryable)
+    return AgentFailed(code, event.description, retryable=retryable)
+
+
+def _handshake(code: str, description: str, *, retryable: bool = False) -> AgentFailed:
+    return AgentFailed(code, description, retryable=retryable, cause=DeepgramHandshakeError(code, description))
+
+
+def _refused(error: InvalidStatus) -> AgentFailed:
+    status = error.response.status_code
+    body = bytes(error.response.body or b"")[:300].decode(errors="replace")
+    mend = {401: "Check DEEPGRAM_API_KEY", 402: "Check the account's credit", 429: "The project is at its limit"}
+    description = f"Deepgram refused the connection: HTTP {status} {body}. {mend.get(status, '')}".rstrip(". ")
+    retryable = dg.retry_for_status(status) is not dg.Retry.NO
+    return AgentFailed("connect_failed", description, retryable=retryable, cause=error)

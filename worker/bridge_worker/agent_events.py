@@ -1,0 +1,173 @@
+"""What each event of the agent does to the call: to the caller's ear, the transcript, and the handlers.
+
+Wire before handlers (SDK reference §5.2 rule 3): what the caller or VAIC must learn is sent first.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from bridge_shared import logs, metrics
+from bridge_shared.errors import AgentFailed
+from bridge_shared.frames import Kind
+from bridge_shared.protocol import deepgram as dg
+from bridge_shared.types import deepgram as types
+from bridge_shared.types import extra
+
+if TYPE_CHECKING:
+    from bridge_worker.conversation import Conversation
+
+log = logs.get("worker.agent")
+
+HISTORY_ITEMS = 200
+HISTORY_CHARACTERS = 32_000
+"""Of the conversation so far, what a new agent connection is given (DESIGN §7)."""
+
+REFUSALS = {"INJECT_AGENT_MESSAGE_DURING_USER_SPEECH", "INJECT_AGENT_MESSAGE_DURING_AGENT_SPEECH"}
+
+
+class AgentEvents:
+    """Carries out the agent's events for one conversation."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._c = conversation
+        self._history: deque[dict[str, Any]] = deque(maxlen=HISTORY_ITEMS)
+        self._ignored: dict[str, int] = {}
+
+    @property
+    def _id(self) -> str:
+        return self._c.session.session_id
+
+    def happened(self, event: dg.AgentEvent) -> None:
+        """Carry out one event, in the order in which they came."""
+        c = self._c
+        match event:
+            case dg.Audio(data=data):
+                c.speech.audio(data, c.loop.time())
+            case dg.ConversationText(role="user", content=content):
+                self._user_said(content)
+            case dg.ConversationText(role="assistant", content=content):
+                self._agent_says(content)
+            case dg.UserStartedSpeaking():
+                c.speech.cut(c.loop.time())
+                c.tell(Kind.SPEECH, ["started", ""])
+                c.event("user_started_speaking", types.UserStartedSpeakingEvent(session_id=self._id))
+            case dg.AgentAudioDone():
+                if not c.speech.done():
+                    self.audio_done()
+            case dg.AgentThinking(content=content):
+                c.event("agent_thinking", types.AgentThinkingEvent(session_id=self._id, content=content))
+            case dg.AgentStartedSpeaking(total_latency=total, tts_latency=tts, ttt_latency=ttt):
+                c.speech.sign_of_turn()
+                c.event("agent_started_speaking", extra.AgentStartedSpeakingEvent(self._id, total, tts, ttt))
+            case dg.FunctionCallRequest(functions=functions):
+                c.event("function_call_request", self._request(functions))
+            case dg.FunctionCallCancelled(functions=functions):
+                gone = tuple(extra.CancelledFunctionCall(str(f.get("id")), str(f.get("name", ""))) for f in functions)
+                c.event("function_call_cancelled", extra.FunctionCallCancelledEvent(self._id, gone))
+            case dg.FunctionCallDone(id=call_id, name=name, content=content):
+                c.event(
+                    "function_call_response", extra.FunctionCallResponseEvent(self._id, call_id or "", name, content)
+                )
+            case dg.Updated(kind=kind):
+                c.confirmed(kind)
+                self._updated(kind)
+            case dg.History(raw=item):
+                if "function_calls" in item:
+                    self._history.append(item)
+                c.event("history", extra.HistoryEvent(self._id, item))
+            case dg.InjectionRefused(message=message):
+                c.injections.refused()
+                c.event("injection_refused", extra.InjectionRefusedEvent(self._id, message))
+            case dg.Warned(code=code, description=description):
+                if code in REFUSALS:
+                    c.injections.refused()
+                else:
+                    c.event("warning", types.WarningEvent(session_id=self._id, code=code, description=description))
+            case dg.LatencyReport(raw=report):
+                if c.hosted.handlers.wants("latency_report"):
+                    names = extra.LatencyReportEvent.__slots__[1:]
+                    values = {name: report.get(name) for name in names}
+                    c.event("latency_report", extra.LatencyReportEvent(session_id=self._id, **values))
+            case dg.Unknown(type=name) | dg.UnexpectedType(type=name):
+                self._ignore(f"message of type {name}")
+            case dg.Malformed(detail=detail):
+                self._ignore(detail)
+            case _:
+                pass
+
+    def audio_done(self) -> None:
+        """The caller has heard the agent's turn to its end, or it was interrupted."""
+        self._c.event("agent_audio_done", types.AgentAudioDoneEvent(session_id=self._id))
+
+    def reconnected(self, failure: AgentFailed) -> None:
+        """Tell the handlers of a loss that was repaired (SDK reference §14)."""
+        description = f"The agent was lost ({failure.description}) and is back with the conversation so far"
+        self._c.event("warning", types.WarningEvent(self._id, code=failure.code, description=description))
+        self._c.event("session_resumed", extra.SessionResumedEvent(self._id, "agent_lost"))
+
+    def history(self) -> list[dict[str, Any]]:
+        """The conversation so far for `agent.context.messages`: oldest first, the newest kept."""
+        kept: list[dict[str, Any]] = []
+        size = 0
+        for item in reversed(self._history):
+            size += len(str(item))
+            if size > HISTORY_CHARACTERS:
+                break
+            kept.append(item)
+        return kept[::-1]
+
+    def _user_said(self, content: str) -> None:
+        c = self._c
+        c.injections.said("user", content)
+        c.tell(Kind.SPEECH, ["recognition", content])
+        self._store("user", content, c.speech.turn)
+        c.event("conversation_text", self._text("user", content))
+
+    def _agent_says(self, content: str) -> None:
+        c = self._c
+        c.injections.said("assistant", content)
+        entry = self._store("assistant", content, c.speech.begin())
+        c.speech.line(entry)
+        c.tell(Kind.SPEECH, ["agent", content])
+        c.event("conversation_text", self._text("assistant", content))
+
+    def _store(self, role: str, content: str, turn: tuple[int, int]) -> str:
+        """One entry per utterance, and nothing twice: `History` says the same again (Voice Agent reference §4.3)."""
+        self._history.append({"type": "History", "role": role, "content": content})
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        return self._c.lines.append({"role": role, "content": content, "at": at, "turn": f"{turn[0]}-{turn[1]}"})
+
+    def _text(self, role: Any, content: str) -> types.ConversationTextEvent:
+        event = types.ConversationTextEvent(session_id=self._id, role=role, content=content)
+        self._c.session._transcript.append(event)
+        return event
+
+    def _request(self, functions: tuple[dict[str, Any], ...]) -> types.FunctionCallRequestEvent:
+        calls = tuple(
+            types.FunctionCall(
+                id=function["id"],
+                name=function["name"],
+                arguments=str(function.get("arguments") or "{}"),
+                client_side=bool(function.get("client_side", True)),
+            )
+            for function in functions
+        )
+        return types.FunctionCallRequestEvent(session_id=self._id, functions=calls)
+
+    def _updated(self, kind: str) -> None:
+        event = {
+            "prompt": types.PromptUpdatedEvent,
+            "speak": types.SpeakUpdatedEvent,
+            "think": types.ThinkUpdatedEvent,
+            "listen": extra.ListenUpdatedEvent,
+        }[kind]
+        self._c.event(f"{kind}_updated", event(session_id=self._id))
+
+    def _ignore(self, what: str) -> None:
+        metrics.bad_input.labels(code="agent").inc()
+        seen = self._ignored[what] = self._ignored.get(what, 0) + 1
+        if seen == 1:
+            log.debug("ignored from the agent, more of it are only counted", cid=self._c.cid, what=what)

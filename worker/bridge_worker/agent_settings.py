@@ -1,0 +1,88 @@
+"""The `Settings` message for one call: the customer's configuration, made right for Deepgram.
+
+All keys of the customer's dict go out as they are, except (SDK reference §2, 8.4, 12.2):
+
+- `type` and the whole `audio` block, which follow the telephony format;
+- `version: "v2"` is added to a `flux-*` listen model or voice that has none (D10);
+- a fallback `think` element without `prompt` or `functions` gets those of the first element (D11);
+- for a connection that continues a conversation: `context.messages`, and no `greeting` (Voice Agent reference §7.2).
+
+What the application changes in mid-call (`amended`) is in the settings of every later connection of the call.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bridge_shared.protocol.media import Media
+
+
+def build(
+    config: Mapping[str, Any], media: Media, *, history: Sequence[Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Make the `Settings` message.
+
+    Args:
+        config: the customer's `deepgram_config`; never changed.
+        media: format of the call, used in both directions.
+        history: `History` items, oldest first, for a connection that goes on where another one ended;
+            None for a new conversation, which greets.
+    """
+    settings = copy.deepcopy(dict(config))
+    settings["type"] = "Settings"
+    sound = {"encoding": media.encoding, "sample_rate": media.rate}
+    settings["audio"] = {"input": sound, "output": {**sound, "container": "none"}}
+    agent = settings.get("agent")
+    if isinstance(agent, dict):
+        _complete(agent)
+        if history is not None:
+            agent.pop("greeting", None)
+            if history:
+                context = agent.get("context") or {}
+                agent["context"] = {**context, "messages": [*(context.get("messages") or ()), *history]}
+    return settings
+
+
+def amended(config: Mapping[str, Any], kind: str, value: Any) -> dict[str, Any]:
+    """The configuration with an update in it; the one given stays as it is.
+
+    Args:
+        kind: `prompt` adds to the prompt (SDK reference §4.3); `speak` and `think` replace their block.
+        value: what `Update…` sent.
+    """
+    settings = copy.deepcopy(dict(config))
+    agent = settings.get("agent")
+    if not isinstance(agent, dict):  # a stored configuration leaves no room for it (Voice Agent reference §3.9)
+        return settings
+    if kind != "prompt":
+        agent[kind] = copy.deepcopy(value)
+        return settings
+    _complete(agent)  # a fallback without a prompt of its own has the first one's, and gets the addition too
+    think = agent.setdefault("think", {})
+    for element in think if isinstance(think, list) else [think]:
+        if isinstance(element, dict):
+            element["prompt"] = "\n\n".join(filter(None, (element.get("prompt"), value)))
+    return settings
+
+
+def _complete(agent: dict[str, Any]) -> None:
+    listen = agent.get("listen")
+    if isinstance(listen, dict):
+        _flux_version(listen.get("provider"))
+    speak = agent.get("speak")
+    for element in speak if isinstance(speak, list) else [speak]:
+        if isinstance(element, dict):
+            _flux_version(element.get("provider"))
+    think = agent.get("think")
+    if isinstance(think, list) and think and isinstance(think[0], dict):
+        for element in think[1:]:
+            for key in ("prompt", "functions"):
+                if isinstance(element, dict) and key not in element and key in think[0]:
+                    element[key] = copy.deepcopy(think[0][key])
+
+
+def _flux_version(provider: object) -> None:
+    if isinstance(provider, dict) and str(provider.get("model", "")).startswith("flux-"):
+        provider.setdefault("version", "v2")

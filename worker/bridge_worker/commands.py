@@ -1,0 +1,210 @@
+"""What the customer's handlers can ask of a live call. Runs in the media thread; `Session` crosses over to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any, Literal
+
+from bridge_shared import logs
+from bridge_shared.protocol.deepgram import LocalProtocolError
+from bridge_shared.types.deepgram import WarningEvent
+
+if TYPE_CHECKING:
+    from bridge_worker.conversation import Conversation
+
+log = logs.get("worker.commands")
+
+REPEATABLE = {
+    "hangup",
+    "transfer",
+    "handover",
+    "config",
+    "abortPrompts",
+    "startCallRecording",
+    "stopCallRecording",
+    "pauseCallRecording",
+    "resumeCallRecording",
+    "expectAnotherBotMessage",
+}
+"""Activities that go again when it is not known whether they were carried out: twice does no harm (LINK.md)."""
+
+REACTION_SECONDS = 2.0
+"""An injection that is neither refused nor said by then is taken for accepted: no answer at all is documented
+too, and the message would be said twice (Voice Agent reference §4.1)."""
+
+AGAIN_SECONDS = 0.5
+GIVE_UP_SECONDS = 5.0
+"""How long a refused injection is tried again, once the agent has finished its turn."""
+
+LONGEST_SECONDS = 30.0
+INJECTIONS = 64
+
+ROLES = {"inject_agent": "assistant", "inject_user": "user"}
+
+
+class Injections:
+    """Messages put into the agent's or the caller's mouth, one after the other.
+
+    The agent may refuse one because somebody is speaking, and does not say which (SDK reference D1). So the next
+    one waits until this one is said, or was refused for as long as it is tried; that becomes a `warning` event.
+    """
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._c = conversation
+        self._waiting: deque[tuple[str, str]] = deque()
+        self._current: tuple[str, str] | None = None
+        self._outcome: asyncio.Future[Literal["said", "refused", "lost"]] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is still to be said."""
+        return self._current is not None
+
+    def put(self, verb: str, text: str) -> None:
+        """Have `inject_agent` or `inject_user` sent behind those that wait."""
+        if len(self._waiting) >= INJECTIONS:
+            return self._give_up("too many of them wait")
+        self._waiting.append((verb, text))
+        if self._current is None:
+            self._current = self._waiting.popleft()
+            self._c.tasks.create_task(self._work(self._current))
+
+    def said(self, role: str, content: str) -> None:
+        """A text of the conversation. The agent repeats what was injected, maybe sentence by sentence."""
+        if self._current is not None and content.strip():
+            verb, text = self._current
+            if ROLES[verb] == role and text.strip().startswith(content.strip()):
+                self._came("said")
+
+    def refused(self) -> None:
+        """The agent refuses what was sent last."""
+        if not self._came("refused"):
+            self._give_up("it was refused too late to be known again")
+
+    def lost(self) -> None:
+        """The agent is gone: what it has not said goes to the next one."""
+        self._came("lost")
+
+    def _came(self, outcome: Literal["said", "refused", "lost"]) -> bool:
+        if self._outcome is None or self._outcome.done():
+            return False
+        self._outcome.set_result(outcome)
+        return True
+
+    async def _work(self, first: tuple[str, str]) -> None:
+        self._current = first
+        while self._current is not None:
+            await self._inject(*self._current)
+            self._current = self._waiting.popleft() if self._waiting else None
+        self._c.progress()
+
+    async def _inject(self, verb: str, text: str) -> None:
+        c = self._c
+        last = c.loop.time() + LONGEST_SECONDS
+        until: float | None = None
+        while (agent := await c.ready_agent()) is not None:
+            self._outcome = c.loop.create_future()
+            agent.say(getattr(agent.machine, verb)(text))
+            try:
+                async with asyncio.timeout(REACTION_SECONDS):
+                    outcome = await self._outcome
+            except TimeoutError:
+                return
+            if outcome == "said":
+                return
+            now = c.loop.time()
+            if until is None or c.speech.speaking:
+                until = min(now + GIVE_UP_SECONDS, last)
+            if outcome == "refused" and now + AGAIN_SECONDS > until:
+                return self._give_up("it was refused for as long as it was tried")
+            await asyncio.sleep(AGAIN_SECONDS)
+        log.info("dropped: the call is over", cid=c.cid, command=verb)
+
+    def _give_up(self, why: str) -> None:
+        description = f"The agent did not take an injected message: {why}"
+        event = WarningEvent(self._c.session.session_id, code="INJECTION_REFUSED", description=description)
+        self._c.event("warning", event)
+
+
+class Commands:
+    """The control of one conversation (`bridge_worker.session.Control`)."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._c = conversation
+        self._leaving: asyncio.Task[None] | None = None
+        self.loop = conversation.loop
+
+    async def agent_command(self, verb: str, *arguments: Any) -> None:
+        """Send the agent a message; while it is being reached, wait for it or for the end of the call.
+
+        Cancelling it before the agent is ready sends nothing, unless it is an injection.
+        """
+        c = self._c
+        if verb in ROLES and not c.over:
+            c.injections.put(verb, *arguments)
+        elif c.over or (agent := await c.ready_agent()) is None:
+            log.info("dropped: the call is over", cid=c.cid, command=verb)
+        else:
+            try:
+                agent.say(getattr(agent.machine, verb)(*arguments))
+            except LocalProtocolError as error:
+                # an answer to a cancelled call, or to one of a connection that is gone (SDK reference D9)
+                log.info("dropped: the agent does not wait for it", cid=c.cid, command=verb, why=str(error))
+            else:
+                if verb.startswith("update_"):
+                    c.asked(verb.removeprefix("update_"), *arguments)
+
+    async def activities(self, activities: list[dict[str, Any]]) -> None:
+        """Send activities to VAIC in one envelope."""
+        repeatable = all(activity.get("name") in REPEATABLE for activity in activities)
+        self._c.activities(activities, repeatable=repeatable)
+
+    async def hang_up(self, reason: str | None) -> None:
+        """Hang up after the last words; returns when the call is over. Cancelling it only stops the waiting."""
+        parameters = {"activityParams": {"hangupReason": reason}} if reason else {}
+        activity = {"type": "event", "name": "hangup", **parameters}
+        while (leaving := self._leave(activity, "ended", reason or "")) is not None:
+            await asyncio.wait([leaving])  # it may have been a transfer, and have failed
+        await self._c.closed.wait()
+
+    async def transfer(self, parameters: dict[str, Any]) -> None:
+        """Transfer after the last words; returns when the call is over, or when the transfer has failed.
+        Cancelling it only stops the waiting."""
+        c = self._c
+        target = str(parameters.get("transferTarget", ""))
+        leaving = self._leave({"type": "event", "name": "transfer", "activityParams": parameters}, "transfer", target)
+        if leaving is not None:
+            await asyncio.wait([leaving])
+        if c.over:
+            await c.closed.wait()
+
+    async def over(self) -> None:
+        """Wait until the call is over and its `session_end` handlers have run."""
+        await self._c.closed.wait()
+
+    def _leave(self, activity: dict[str, Any], reason: str, detail: str) -> asyncio.Task[None] | None:
+        """Begin to leave the call, unless that has begun; returns the task that does it, None after the end."""
+        c = self._c
+        if c.over:
+            return None
+        if self._leaving is None or self._leaving.done():
+            self._leaving = c.tasks.create_task(self._part(activity, reason, detail))
+        return self._leaving
+
+    async def _part(self, activity: dict[str, Any], reason: str, detail: str) -> None:
+        """Let the last words be heard, tell VAIC, wait for its `session.end` (Bot API reference §4, §7.5)."""
+        c, settings = self._c, self._c.worker.settings
+        await c.within(settings.last_words_seconds, lambda: c.over or not (c.speech.speaking or c.injections.busy))
+        if c.over:
+            return
+        c.transfer_failed.clear()
+        c.leaving = True
+        c.activities([activity], repeatable=True)
+        patience = settings.hangup_wait_seconds if reason == "ended" else settings.transfer_wait_seconds
+        await c.within(patience, lambda: c.over or c.peer_ended.is_set() or c.transfer_failed.is_set())
+        if c.transfer_failed.is_set() and not c.peer_ended.is_set():
+            c.leaving = False
+            log.info("transfer failed, the call goes on", cid=c.cid)
+        else:
+            c.end(reason, detail)

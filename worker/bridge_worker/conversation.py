@@ -1,0 +1,689 @@
+"""One call at its owner: the agent on one side, the link to the caller's edge on the other, handlers beside.
+
+    edge ── link ──> microphone ──> agent
+    edge <── link <── speech <───── agent ──> transcript, handlers
+
+The life of a conversation is `run`: reach the agent, accept, talk until something ends the call, end it in
+Redis (the first reason stands), run the `session_end` handlers. A conversation that learns that another
+worker owns the call now stops without a word: no end, no handlers, no "final" writes.
+
+Two neighbours keep this file to that story: `agent_events` says what each event of the agent does, and
+`commands` what the customer's handlers can ask for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import orjson
+
+from bridge_shared import logs, metrics
+from bridge_shared.errors import AgentFailed, BridgeError, Fenced, RedisUnavailable
+from bridge_shared.frames import Frame, Kind
+from bridge_shared.link import Delivery, Link, LinkEvent, PeerChanged, Reread, Side
+from bridge_shared.protocol import deepgram as dg
+from bridge_shared.protocol.media import media
+from bridge_shared.redis.calls import CallKeys, Claimed, Ended
+from bridge_shared.redis.transcripts import FencedStream
+from bridge_shared.types.audiocodes import (
+    AudioCodesActivity,
+    BridgeErrorEvent,
+    InboundActivityEvent,
+    SessionEndEvent,
+    SessionEndReason,
+    SessionStartEvent,
+)
+from bridge_worker import agent_settings
+from bridge_worker.agent import Agent
+from bridge_worker.agent_events import AgentEvents
+from bridge_worker.commands import Commands, Injections
+from bridge_worker.microphone import Microphone
+from bridge_worker.session import SessionState
+from bridge_worker.speech import Speech, TurnOver
+
+if TYPE_CHECKING:
+    from bridge_worker.worker import Hosted, Worker
+
+T = TypeVar("T")
+
+log = logs.get("worker.conversation")
+
+RECONNECTS = 4
+"""Agent connections that may fail in a row before the call is given up."""
+
+SETTLED_SECONDS = 60.0
+"""A connection that lasted this long shows that the agent works: the budget is whole again."""
+
+FIRST_BACKOFF, LONGEST_BACKOFF = 0.2, 2.0
+LANES_SECONDS = 2.0
+LINES_SECONDS = 5.0
+LAST_FRAMES_SECONDS = 2.0
+END_TRIES_SECONDS = 30.0
+SILENT_SECONDS = 2.0
+"""An edge that says nothing for so long may have died, and the caller's socket with it."""
+
+OURS = {"connect_failed", "connection_closed", "disconnected", "reader_error"}
+"""Codes of failures that Deepgram has no code for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why a call ends: one of the SDK's four reasons, and a word or sentence more."""
+
+    reason: str
+    detail: str = ""
+
+
+class _Over(Exception):
+    """Stops whatever a conversation still does when it has ended."""
+
+
+class Conversation:
+    """Serves one claimed call.
+
+    Args:
+        worker: the pod.
+        hosted: the bridge whose configuration and handlers apply.
+        claimed: what the claim returned; its epoch is this conversation's.
+    """
+
+    def __init__(self, worker: Worker, hosted: Hosted, claimed: Claimed) -> None:
+        record = claimed.record
+        self.cid = record.cid
+        self.we = claimed.we
+        self.worker = worker
+        self.loop = worker.loop
+        self.hosted = hosted
+        self.record = record
+        self.media = media(record.media_format)
+        self.speech = Speech(claimed.we, self.media)
+        self.lines = FencedStream(worker.state, CallKeys.of(self.cid).transcript, claimed.we, on_fenced=self._fenced)
+        self.agent: Agent | None = None
+        self.ready = asyncio.Event()
+        """Nobody need wait for the agent: it takes messages now, or the call is over."""
+        self.peer_ended = asyncio.Event()
+        """VAIC has sent `session.end`."""
+        self.transfer_failed: asyncio.Event = asyncio.Event()
+        self.closed = asyncio.Event()
+        """The call has ended and its `session_end` handlers have run."""
+        self.accepted = False
+        self.leaving = False
+        """VAIC was asked to hang up or to transfer, and `session.end` is the answer to that."""
+
+        self.session = hosted.session(self.cid)
+        self.session._begin(record.session_id, self.cid, self.media.token, Commands(self))
+        self.telephony = hosted.handlers.lane(self.session)
+        self.agent_lane = hosted.handlers.lane(self.session)
+
+        now = self.loop.time()
+        self._microphone = Microphone(self.media, now)
+        self._link = Link(
+            Side.WORKER, self.cid, worker.pod, epoch=claimed.we, now=now, peer_pod=claimed.edge, peer_epoch=claimed.ee
+        )
+        self.injections = Injections(self)
+        self._events = AgentEvents(self)
+        self._over: asyncio.Future[Ending | None] = self.loop.create_future()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        self._mids = 0
+        self._rereading = False
+        self._lost: asyncio.TimerHandle | None = None
+        self._lost_by_silence = False
+        self._heard_at = now
+        self._progress = asyncio.Event()
+        self._active_at = 0.0
+        self._settings: Mapping[str, Any] = hosted.config.deepgram_config or {}
+        """The agent's, as the application has amended them in this call."""
+        self._asked: deque[tuple[str, Any]] = deque()
+        """Amendments that the agent has not confirmed."""
+
+    async def run(self) -> None:
+        """Serve the call to its end. Cancelling it drops the call without ending it: another worker may take it."""
+        self._link.open(self.loop.time(), "claimed")
+        self.pump()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self.tasks = tasks
+                tasks.create_task(self.lines.run())
+                talk = tasks.create_task(self._talk())
+                ending = await self._over
+                talk.cancel()
+                self.ready.set()
+                if ending is not None:
+                    await self._end(ending)
+                    self._closed()
+                    await self.within(LAST_FRAMES_SECONDS, lambda: self._link.settled)
+                raise _Over
+        except* _Over:
+            pass
+        finally:
+            for timer in (self._timer, self._lost):
+                if timer is not None:
+                    timer.cancel()
+            if not self._over.done():
+                self._over.cancel()
+            self._closed()
+
+    def end(self, reason: str, detail: str = "") -> None:
+        """Something ends the call. The first reason stands."""
+        if not self._over.done():
+            self._over.set_result(Ending(reason, detail))
+            self.progress()
+
+    @property
+    def over(self) -> bool:
+        """The end has begun."""
+        return self._over.done()
+
+    def shut_down(self) -> None:
+        """The pod ends and nobody takes the call: hang up, and end it."""
+        self.end("ended", "shutdown")
+
+    def _closed(self) -> None:
+        self.ready.set()
+        self.telephony.close()
+        self.agent_lane.close()
+        self.session._state = SessionState.ENDED
+        self.closed.set()
+
+    # ── the agent ──────────────────────────────────────────────────────────────────────────────────────
+
+    async def _talk(self) -> None:
+        """Reach the agent, accept the call, and keep an agent on the line until the call ends."""
+        settings = self.worker.settings
+        try:
+            # the edge counts as well, and gives up without a word of why
+            agent = await self._open(None, settings.accept_timeout * 0.9)
+            try:
+                await self._accept()
+            except BaseException:
+                await agent.close()
+                raise
+            failures = 0
+            while True:
+                began = self.loop.time()
+                failure = await self._listen(agent)
+                metrics.agent_errors.labels(code=failure.code).inc()
+                failures = 1 if self.loop.time() - began > SETTLED_SECONDS else failures + 1
+                if failures > _tries(failure):
+                    raise failure
+                metrics.agent_reconnects.inc()
+                log.warning("agent lost, connecting again", cid=self.cid, code=failure.code, tries=failures)
+                self._agent_gone()
+                agent = await self._open(self._events.history(), settings.lost_seconds, after=failure)
+                self._events.reconnected(failure)
+        except AgentFailed as failure:
+            self._agent_failed(failure)
+        except Fenced:
+            self._fenced()
+        except Exception as error:
+            log.exception("the agent's side failed", cid=self.cid)
+            description = f"The bridge failed ({type(error).__name__}: {error})"
+            self._agent_failed(AgentFailed("reader_error", description, retryable=False, cause=error))
+
+    async def _open(
+        self, history: list[dict[str, Any]] | None, seconds: float, after: AgentFailed | None = None
+    ) -> Agent:
+        """Connect, trying again within `seconds` as long as that may help."""
+        settings = self.worker.settings
+        message = agent_settings.build(self._settings, self.media, history=history)
+        key = self.hosted.config.deepgram_api_key or settings.deepgram_key or ""
+        deadline = self.loop.time() + seconds
+        pause, failure, tries = FIRST_BACKOFF, after, 0
+        while True:
+            if failure is not None and (tries or dg.retry_for(failure.code) is not dg.Retry.AT_ONCE):
+                await asyncio.sleep(min(pause * random.uniform(0.5, 1.0), deadline - self.loop.time()))
+                pause = min(pause * 2, LONGEST_BACKOFF)
+            left = deadline - self.loop.time()
+            if left <= 0:
+                raise failure or AgentFailed("connect_failed", "The agent was not ready in time", retryable=True)
+            try:
+                limit = min(settings.agent_open_timeout, left)
+                return await Agent.open(settings.deepgram_url, key, message, self.media, seconds=limit)
+            except AgentFailed as again:
+                metrics.agent_errors.labels(code=again.code).inc()
+                failure, tries = again, tries + 1
+                if not again.retryable or (again.code not in OURS and tries > _tries(again)):
+                    raise
+
+    async def _accept(self) -> None:
+        if not await self._until_redis(
+            lambda: self.worker.calls.activate(self.cid, we=self.we, session_id=self.session.session_id)
+        ):
+            # ended while the agent was being reached, or no longer ours: `end` below finds out which
+            return self.end("hangup", "abandoned")
+        self.accepted = True
+        self._active_at = self.loop.time()
+        self.session._state = SessionState.ACTIVE
+        self.tell(Kind.ACCEPT, [self.media.token])
+        self.telephony.put(
+            "session_start",
+            SessionStartEvent(
+                session_id=self.session.session_id,
+                conversation_id=self.cid,
+                caller=self.record.caller or None,
+                bot_name=self.record.bot or None,
+                media_format=self.media.token,
+                started_at=_now(),
+            ),
+        )
+        self.pump()
+
+    async def _listen(self, agent: Agent) -> AgentFailed:
+        """Serve one agent connection until it is lost; returns why."""
+        self.agent = agent
+        now = self.loop.time()
+        self._microphone = Microphone(self.media, now, stream_open=self._microphone.is_open)
+        for kind, value in self._asked:  # unconfirmed when the former connection broke
+            agent.say(getattr(agent.machine, f"update_{kind}")(value))
+        self.ready.set()
+        writer = self.tasks.create_task(agent.write())
+        try:
+            async for event in agent.events():
+                self._events.happened(event)
+                self.pump()
+                self.progress()
+        except AgentFailed as failure:
+            self.tasks.create_task(agent.close())  # a peer that does not answer must not delay the next one
+            return failure
+        except BaseException:
+            await agent.close()
+            raise
+        finally:
+            if not self.over:
+                self.ready.clear()
+            self.agent = None
+            writer.cancel()
+            self.injections.lost()
+            if agent.unsent:
+                log.info("messages to the agent went with its connection", cid=self.cid, messages=agent.unsent)
+        return AgentFailed("disconnected", "The agent closed the connection", retryable=True)
+
+    async def ready_agent(self) -> Agent | None:
+        """The agent as soon as it takes messages; None when the call is over. Cancelling it changes nothing."""
+        await self.ready.wait()
+        return self.agent
+
+    def asked(self, kind: str, value: Any) -> None:
+        """The agent was sent an amendment of its settings; until it confirms it, it may have to go again."""
+        self._asked.append((kind, value))
+
+    def confirmed(self, kind: str) -> None:
+        """The agent confirms the oldest amendment of this kind: later connections begin with it."""
+        for asked in self._asked:
+            if asked[0] == kind:
+                self._asked.remove(asked)
+                self._settings = agent_settings.amended(self._settings, *asked)
+                return
+
+    def _agent_gone(self) -> None:
+        """No more of the turn will come: what is with the edge is played out, and the turn ends there."""
+        self.speech.done()
+        self.pump()
+
+    def _agent_failed(self, failure: AgentFailed) -> None:
+        log.error("agent failed for good", cid=self.cid, code=failure.code, description=failure.description)
+        event = BridgeErrorEvent(
+            session_id=self.session.session_id,
+            description=failure.description,
+            code=failure.code,
+            cause=failure.cause,
+            recoverable=False,
+        )
+        self.agent_lane.put("error", event)
+        self.end("error", f"{failure.code}: {failure.description}")
+
+    def feed_silence(self, now: float) -> None:
+        """Give the agent the silence that is due; called on one clock for all calls."""
+        if self.agent is not None and (silence := self._microphone.silence(now)):
+            self.agent.hear(silence)
+
+    # ── the edge ───────────────────────────────────────────────────────────────────────────────────────
+
+    def on_frame(self, sender: str, frame: Frame) -> None:
+        """Take one frame of this call from the inbox."""
+        self._heard_at = self.loop.time()
+        if self._lost_by_silence:
+            self._found()
+        self._happened(self._link.receive(sender, frame, self._heard_at))
+        self.progress()
+        self.pump()
+
+    def on_inbox_lost(self) -> None:
+        """Frames for this call were lost with the inbox: greet the edge."""
+        self._link.open(self.loop.time(), "inbox lost")
+        self.pump()
+
+    def on_unreachable(self) -> None:
+        """The edge's inbox is gone: it died, and VAIC may come back by another one."""
+        self._happened(self._link.unreachable(self.loop.time()))
+        self.pump()
+
+    def tell(self, kind: Kind, body: list[Any]) -> None:
+        """Send a control frame to the edge, behind the speech that is due; `pump` puts it on its way."""
+        self._send_speech()
+        self._link.send(kind, body, self.loop.time())
+
+    def activities(self, activities: list[dict[str, Any]], *, repeatable: bool) -> None:
+        """Send activities to VAIC."""
+        self._mids += 1
+        self.tell(Kind.ACTIVITY, [[self.we, self._mids], activities, repeatable])
+        self.pump()
+
+    def pump(self) -> None:
+        """Send what is due now and set the timer to the next deadline."""
+        now = self.loop.time()
+        self._send_speech()
+        self._happened(self._link.tick(now))
+        for pod, frame in self._link.take():
+            self.worker.outbox.post(pod, frame)
+        due = self._link.deadline()
+        if due < self._timer_at or self._timer is None:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = due
+            self._timer = self.loop.call_at(max(due, now), self._timer_fired) if due < math.inf else None
+
+    def _send_speech(self) -> None:
+        now = self.loop.time()
+        for kind, body, nbytes in self.speech.take():
+            if nbytes:
+                self._link.send_audio(kind, body, nbytes, now)
+            else:
+                self._link.send(kind, body, now)
+
+    def _timer_fired(self) -> None:
+        self._timer, self._timer_at = None, math.inf
+        if not self.closed.is_set():
+            self.pump()
+
+    def _happened(self, events: list[LinkEvent]) -> None:
+        for event in events:
+            match event:
+                case Delivery():
+                    self._deliver(event)
+                case Reread() if not self._rereading:
+                    self._rereading = True
+                    self.tasks.create_task(self._reread())
+                case PeerChanged():
+                    self._edge_changed(event)
+
+    def _deliver(self, delivery: Delivery) -> None:
+        now, body = self.loop.time(), delivery.body
+        match delivery.kind:
+            case Kind.UP:
+                self._microphone.audio(len(body[0]), now)
+                if self.agent is not None:
+                    self.agent.hear(body[0])
+                return
+            case Kind.ACTIVITY:
+                return self._activity(body[1], delivery)
+            case Kind.PLAYED:
+                for over in self.speech.played(tuple(body[0]), body[1], body[2]):
+                    self._turn_over(over)
+            case Kind.USTREAM:
+                self._microphone.stream(body[0])
+            case Kind.END:
+                self.peer_ended.set()
+                if not self.leaving:
+                    self.end("hangup", body[0] or "")
+            case Kind.LOST:
+                self._wait_for_caller()
+            case Kind.BACK:
+                self._found()
+        self._link.done(delivery, now)
+
+    def _activity(self, activity: dict[str, Any], delivery: Delivery) -> None:
+        """The effect of an activity is that its handlers have returned; then it is done for the edge too."""
+
+        def done() -> None:
+            with contextlib.suppress(RuntimeError):  # the media loop is gone, and with it the link
+                self.loop.call_soon_threadsafe(self._activity_done, delivery)
+
+        name = str(activity.get("name", "")).lower()
+        if name == "start" and isinstance(activity.get("parameters"), dict):
+            self.tasks.create_task(self._keep_start(activity["parameters"]))
+        elif name == "transferstatus" and _status(activity) == "failed":
+            self.transfer_failed.set()
+        self.telephony.put(
+            "activity",
+            InboundActivityEvent(session_id=self.session.session_id, activity=cast(AudioCodesActivity, activity)),
+            done,
+        )
+
+    def _activity_done(self, delivery: Delivery) -> None:
+        self._link.done(delivery, self.loop.time())
+        self.pump()
+
+    async def _keep_start(self, parameters: dict[str, Any]) -> None:
+        with contextlib.suppress(BridgeError):  # it is for whoever looks the call up; the call does not need it
+            await self.worker.calls.amend(self.cid, we=self.we, fields={"start": orjson.dumps(parameters).decode()})
+
+    def _turn_over(self, over: TurnOver) -> None:
+        if over.announce:
+            self._events.audio_done()
+        self.tasks.create_task(self._keep_heard(over))
+
+    async def _keep_heard(self, over: TurnOver) -> None:
+        for line in over.lines:
+            with contextlib.suppress(RedisUnavailable):  # a figure; the lines themselves are safe
+                await self.worker.calls.heard(self.cid, line.entry, line.heard_ms, line.interrupted)
+
+    def _edge_changed(self, event: PeerChanged) -> None:
+        self._found()
+        if not event.first:
+            metrics.resumes.inc()
+            self._link.drop_audio()  # what the former edge had of this turn was heard, or is lost with it
+            self.speech.cut(self.loop.time())
+        for _kind, body in event.unknown:
+            names = ", ".join(str(activity.get("name")) for activity in body[1])
+            self.telephony.put(
+                "error",
+                BridgeErrorEvent(
+                    session_id=self.session.session_id,
+                    description=f"It is not known whether VAIC carried out: {names}",
+                    code="command_unknown",
+                    cause=None,
+                    recoverable=True,
+                ),
+            )
+
+    def _wait_for_caller(self) -> None:
+        if self._lost is None:
+            self._lost = self.loop.call_later(self.worker.settings.lost_seconds, self._caller_lost)
+
+    def _found(self) -> None:
+        self._lost_by_silence = False
+        if self._lost is not None:
+            self._lost.cancel()
+            self._lost = None
+
+    def _caller_lost(self) -> None:
+        seconds = self.worker.settings.lost_seconds
+        event = BridgeErrorEvent(
+            session_id=self.session.session_id,
+            description=f"The caller's connection was lost and not resumed within {seconds:g} s",
+            code="audiocodes_error",
+            cause=None,
+            recoverable=False,
+        )
+        self.telephony.put("error", event)
+        self.end("error", "lost")
+
+    async def _reread(self) -> None:
+        """Ask Redis whose call this is before anything else is said."""
+        try:
+            record = await self.worker.calls.read(self.cid)
+        except BridgeError as error:
+            log.debug("state of the call cannot be read now", cid=self.cid, error=str(error))
+            return
+        finally:
+            self._rereading = False
+        if record is None or self._over.done():
+            return
+        if record.we > self.we or (record.owner and record.owner != self.worker.pod):
+            return self._fenced()
+        if record.state == "ended":
+            return self.end(record.reason, record.detail)
+        now = self.loop.time()
+        if self._lost is None and now > self._heard_at + SILENT_SECONDS:
+            self._lost_by_silence = True  # the edge may be dead; any word of it takes this back
+            self._wait_for_caller()
+        self._happened(self._link.reread(peer_pod=record.edge, peer_epoch=record.ee, now=now))
+        self.pump()
+
+    def _fenced(self) -> None:
+        """Another worker owns the call: stop without a word."""
+        if not self._over.done():
+            log.info("call belongs to another worker now", cid=self.cid)
+            self._over.set_result(None)
+
+    # ── the end ────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _end(self, ending: Ending) -> None:
+        began = self.loop.time()
+        duration_ms = round((began - self._active_at) * 1000) if self.accepted else 0
+        await self._lanes_idle()
+        self.session._state = SessionState.ENDING
+        self.telephony.close()
+        self.agent_lane.close()
+        if not await self.lines.flush(LINES_SECONDS):
+            log.error("transcript lines could not be stored", cid=self.cid)
+        try:
+            ended = await self._until_redis(lambda: self._end_in_redis(ending))
+        except Fenced:
+            return self._fenced()
+        except BridgeError as error:
+            log.error("the end of the call could not be recorded", cid=self.cid, error=str(error))
+            ended = Ended(True, ending.reason, ending.detail, "owed")
+        ending = Ending(ended.reason, ended.detail)
+        letting_go = self.tasks.create_task(self._let_go(ending, knows=not ended.first))
+        metrics.calls_total.labels(outcome=ending.reason).inc()
+        log.info(
+            "session ended",
+            cid=self.cid,
+            session_id=self.session.session_id,
+            reason=ending.reason,
+            duration_ms=duration_ms,
+        )
+        event = SessionEndEvent(
+            session_id=self.session.session_id,
+            reason=cast(SessionEndReason, ending.reason),
+            duration_ms=duration_ms,
+            ended_at=_now(),
+        )
+        if ended.finish == "owed":
+            await self.worker.finisher.finish(self.cid, self.hosted, self.session, event)
+        await letting_go
+
+    async def _let_go(self, ending: Ending, *, knows: bool) -> None:
+        """Have VAIC end the call if it does not know yet, and then let its socket go: VAIC takes a socket that is
+        closed before `session.end` for a fault, and comes back (Bot API reference §3, §4)."""
+        settings = self.worker.settings
+        if self.accepted and self._lost is None and not knows and not self.leaving:
+            if ending.reason == "error" and settings.failover_target is not None:
+                parameters = {"transferTarget": settings.failover_target}
+                activity = {"type": "event", "name": "transfer", "activityParams": parameters}
+                await self._ask_to_end(activity, settings.transfer_wait_seconds)
+            await self._ask_to_end({"type": "event", "name": "hangup"}, settings.hangup_wait_seconds)
+        self.tell(Kind.CLOSE if self.accepted else Kind.REFUSE, [ending.detail or ending.reason])
+        self.pump()
+
+    async def _ask_to_end(self, activity: dict[str, Any], seconds: float) -> None:
+        if not self.peer_ended.is_set():
+            self.transfer_failed.clear()
+            self.activities([activity], repeatable=True)
+            await self.within(seconds, lambda: self.peer_ended.is_set() or self.transfer_failed.is_set())
+
+    async def _end_in_redis(self, ending: Ending) -> Ended:
+        """The first reason stands; whoever's it is, the handlers run here."""
+        calls, pod = self.worker.calls, self.worker.pod
+        ended = await calls.end(
+            self.cid,
+            reason=ending.reason,
+            detail=ending.detail,
+            last=self.lines.last,
+            we=self.we,
+            finisher=pod,
+            report=ending.reason == "error",
+        )
+        if ended.first or ended.finish != "owed":
+            return ended
+        claimed = await calls.claim_finish(self.cid, worker=pod, seen_finisher="")
+        return ended if claimed is not None else Ended(False, ended.reason, ended.detail, "done")
+
+    async def _lanes_idle(self) -> None:
+        """Let the handlers finish what was queued before the end, bounded."""
+        waiting = 2
+        idle = asyncio.Event()
+
+        def lane_idle() -> None:  # in the customer's loop
+            self.loop.call_soon_threadsafe(one_idle)
+
+        def one_idle() -> None:
+            nonlocal waiting
+            waiting -= 1
+            if not waiting:
+                idle.set()
+
+        for lane in (self.telephony, self.agent_lane):
+            lane.when_idle(lane_idle)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LANES_SECONDS):
+                await idle.wait()
+
+    def progress(self) -> None:
+        """Something happened that `within` may be waiting for."""
+        self._progress.set()
+
+    async def within(self, seconds: float, condition: Callable[[], bool]) -> bool:
+        """Wait until the condition holds, looking whenever the edge or the agent has said something."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not condition():
+                    self._progress.clear()
+                    await self._progress.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _until_redis(self, request: Callable[[], Awaitable[T]]) -> T:
+        """Make a request that may be made again, until Redis answers."""
+        deadline = self.loop.time() + END_TRIES_SECONDS
+        while True:
+            try:
+                return await request()
+            except RedisUnavailable:
+                if self.loop.time() > deadline:
+                    raise
+                await asyncio.sleep(0.25)
+
+    def event(self, name: str, event: Any) -> None:
+        """Hand an event of the agent's side to the customer's handlers."""
+        self.agent_lane.put(name, event)
+
+
+def _tries(failure: AgentFailed) -> int:
+    """How many connections in a row may fail like this before the call is given up (Voice Agent reference §5.4)."""
+    if not failure.retryable:
+        return 0
+    if failure.code in OURS:
+        return RECONNECTS
+    return {dg.Retry.NO: 0, dg.Retry.ONCE: 1, dg.Retry.LIMITED: 2}.get(dg.retry_for(failure.code), RECONNECTS)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
+
+
+def _status(activity: dict[str, Any]) -> object:
+    value = activity.get("value")
+    return value.get("status") if isinstance(value, dict) else None

@@ -1,0 +1,135 @@
+"""The finish: the work that is owed after a call, whoever ended it and whoever died.
+
+When a call ends it is entered in `{fleet}:ended` before anything is done for it. The owner finishes its
+calls at once, with the session that the application knows. Calls that nobody finishes (refused before they
+had an owner, or whose owner died) are found there by the other workers and finished with a session made from
+what Redis holds. Success is recorded per handler, so that a repeated finish runs only what has failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from bridge_shared import logs, metrics
+from bridge_shared.errors import BridgeError, RedisUnavailable
+from bridge_shared.redis.calls import CallRecord
+from bridge_shared.types.audiocodes import SessionEndEvent
+from bridge_shared.types.deepgram import ConversationTextEvent
+from bridge_worker.session import Session, SessionState
+
+if TYPE_CHECKING:
+    from bridge_worker.worker import Hosted, Worker
+
+log = logs.get("worker.finisher")
+
+LOOK_SECONDS = 1.0
+OWNER_FIRST_SECONDS = 2.0
+"""A call that ended without a finisher is left to its owner this long (DESIGN §7)."""
+
+PAUSES_SECONDS = (1, 5, 30, 120, 600, *[3600] * 23)
+"""Between the tries of a finish: about a day in all."""
+
+
+class Finisher:
+    """Finishes calls for one worker."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._running: set[str] = set()
+        self._seen: dict[str, float] = {}
+        """When each call that is owed its finish was first seen here."""
+
+    async def run(self) -> None:
+        """Look for calls that nobody finishes, until cancelled. Cancelling it lets a running finish be repeated
+        by another worker."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                due = await self._worker.calls.due()
+                now = self._worker.loop.time()
+                self._seen = {cid: self._seen.get(cid, now) for cid in due}
+                for cid in due:
+                    await self._adopt(cid)
+            except RedisUnavailable as error:
+                log.debug("calls owed their finish cannot be looked up now", error=str(error))
+            except BridgeError:
+                log.exception("a call could not be finished")
+
+    async def finish(
+        self, cid: str, hosted: Hosted, session: Session, event: SessionEndEvent, handled: Collection[str] = ()
+    ) -> None:
+        """Run the `session_end` handlers of a call whose finish is ours, and record what succeeded.
+
+        Args:
+            handled: handlers that have succeeded before.
+        """
+        settings, calls = self._worker.settings, self._worker.calls
+        self._running.add(cid)
+        try:
+            results = await hosted.handlers.finish(session, event, seconds=settings.finish_timeout, skip=handled)
+        finally:
+            self._running.discard(cid)
+        failed = [name for name, problem in results.items() if problem]
+        metrics.finishes.labels(result="failed" if failed else "done").inc()
+        try:
+            for name in results.keys() - set(failed):
+                await calls.handled(cid, name, finisher=self._worker.pod)
+            if failed:
+                log.error("session_end handlers failed, they will be run again", cid=cid, handlers=len(failed))
+                await self._again(cid)
+            else:
+                await calls.finished(cid)
+        except BridgeError as error:
+            log.error("the finish could not be recorded, it will run again", cid=cid, error=str(error))
+
+    async def _again(self, cid: str) -> None:
+        """Set the next try, later each time, for a day."""
+        record = await self._worker.calls.read(cid)
+        tries = int(record.raw.get("finish_attempts") or 0) if record is not None else 0
+        if tries < len(PAUSES_SECONDS):
+            await self._worker.calls.postpone(cid, PAUSES_SECONDS[tries])
+        else:
+            log.error("the finish is given up", cid=cid, tries=tries)
+            await self._worker.calls.give_up(cid)
+
+    async def _adopt(self, cid: str) -> None:
+        worker, calls = self._worker, self._worker.calls
+        record = await calls.read(cid)
+        if record is None or record.finish != "owed":
+            return await calls.finished(cid)
+        hosted = worker.hosted.get(record.bridge)
+        if hosted is None or self._others(record):
+            return None
+        record = await calls.claim_finish(cid, worker=worker.pod, seen_finisher=record.finisher)
+        if record is None:
+            return None
+        log.info("finishing a call", cid=cid, reason=record.reason)
+        session = await self._session(hosted, record)
+        event = SessionEndEvent(
+            session_id=session.session_id,
+            reason=record.reason or "error",  # type: ignore[arg-type]
+            duration_ms=record.duration_ms,
+            ended_at=record.ended_at,
+        )
+        await self.finish(cid, hosted, session, event, record.handled)
+
+    def _others(self, record: CallRecord) -> bool:
+        """Whether somebody else, or another task here, is to finish this call."""
+        worker = self._worker
+        if record.cid in self._running or worker.serves(record.cid):
+            return True
+        if record.finisher:
+            return record.finisher != worker.pod and worker.alive(record.finisher)
+        return bool(record.owner) and worker.loop.time() - self._seen[record.cid] < OWNER_FIRST_SECONDS
+
+    async def _session(self, hosted: Hosted, record: CallRecord) -> Session:
+        session = hosted.session(record.cid)
+        session._begin(record.session_id, record.cid, record.media_format or None, None)  # type: ignore[arg-type]
+        session._state = SessionState.ENDED
+        session._transcript.extend(
+            ConversationTextEvent(session_id=session.session_id, role=line.role, content=line.content)  # type: ignore[arg-type]
+            for line in await self._worker.calls.transcript(record.cid)
+        )
+        return session

@@ -1,0 +1,306 @@
+"""The customer's handlers, run in the customer's event loop.
+
+Sockets, audio and liveness live in a thread of ours; only events and commands cross to the loop in which
+`bridge.run()` was called. A handler that blocks its loop delays handlers, never audio (DESIGN §3).
+
+Each call has two **lanes**, telephony and agent (SDK reference §5.2). Within a lane one handler runs at a
+time and events keep their order; the lanes run beside each other, so a handler of one may wait for an event
+of the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import inspect
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bridge_shared import logs, metrics
+from bridge_shared.types.audiocodes import BridgeErrorEvent
+
+log = logs.get("bridge")
+
+LANE_LENGTH = 1000
+"""Events that may wait in a lane; beyond it, the newest are dropped and counted."""
+
+Handler = Callable[..., Any]
+Done = Callable[[], None]
+
+
+@dataclass(slots=True)
+class Running:
+    """A handler at work: its lane (none for `session_end`) and its time limit, None once it has returned."""
+
+    lane: Lane | None
+    limit: asyncio.Timeout | None
+
+
+current: contextvars.ContextVar[Running | None] = contextvars.ContextVar("current_handler", default=None)
+"""The handler that is running. Tasks that it starts see it too, also when it has returned."""
+
+
+@contextlib.contextmanager
+def waiting_for_the_end() -> Iterator[None]:
+    """For the methods of `Session` that return when the call is over: a handler that waits for one of them is not
+    waited for by the end, and its time does not run. In the customer's loop; outside of handlers it does nothing."""
+    running = current.get()
+    if running is None or running.lane is None or running.limit is None or running.limit.expired():
+        yield
+        return
+    running.limit.reschedule(None)
+    try:
+        with running.lane.away():
+            yield
+    finally:
+        if running.limit is not None:
+            running.limit.reschedule(asyncio.get_running_loop().time() + running.lane.seconds)
+
+
+class Handlers:
+    """The handlers of one bridge and the loop they belong to.
+
+    Args:
+        registry: event name → handlers in order of registration; read at each event, so a late
+            registration takes effect for live calls.
+        loop: the customer's loop; `run` must run in it.
+        seconds: a handler that takes longer is cancelled and reported.
+    """
+
+    def __init__(
+        self, registry: Mapping[str, Sequence[Handler]], loop: asyncio.AbstractEventLoop, *, seconds: float
+    ) -> None:
+        self._registry = registry
+        self._loop = loop
+        self.seconds = seconds
+        self._tasks: asyncio.TaskGroup | None = None
+
+    async def run(self) -> None:
+        """Own the lanes until cancelled; handlers that still run are cancelled with it."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self._tasks = None
+
+    def wants(self, event: str) -> bool:
+        """Whether any handler is registered for this event. From any thread."""
+        return bool(self._registry.get(event))
+
+    def lane(self, session: Any) -> Lane:
+        """A new lane for this session. From any thread."""
+        return Lane(self, session)
+
+    def post(self, callback: Callable[[], None]) -> bool:
+        """Run a callback soon in the customer's loop. False if that loop is gone."""
+        try:
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            return False
+        return True
+
+    async def finish(self, session: Any, event: Any, *, seconds: float, skip: Collection[str] = ()) -> dict[str, str]:
+        """Run the `session_end` handlers, from the media thread.
+
+        Args:
+            seconds: each handler is cut off after this long.
+            skip: handlers that have succeeded before, by name.
+
+        Returns:
+            handler name → "" for success, otherwise what went wrong. Cancelling it cancels the handler.
+        """
+        work = self._finish(session, event, seconds, frozenset(skip))
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:
+            work.close()
+            return {"": "the application's event loop is closed"}
+        return await asyncio.wrap_future(future)
+
+    async def fire(self, session: Any, name: str, event: Any, lane: Lane | None = None) -> None:
+        """Run all handlers of an event one after the other, in the customer's loop.
+
+        Args:
+            lane: where they run; none for those that the end of the call waits for. Closing it stops the rest.
+        """
+        for handler in list(self._registry.get(name, ())):
+            if lane is not None and lane.closed:
+                return
+            problem = await self._call(handler, session, name, event, self.seconds, lane)
+            if problem is not None and name != "error":
+                await self._report(session, name, problem, lane)
+
+    async def _finish(self, session: Any, event: Any, seconds: float, skip: frozenset[str]) -> dict[str, str]:
+        results: dict[str, str] = {}
+        for number, handler in enumerate(list(self._registry.get("session_end", ()))):
+            key = handler_key(handler, number)
+            if key in skip:
+                continue
+            problem = await self._call(handler, session, "session_end", event, seconds)
+            results[key] = "" if problem is None else f"{type(problem).__name__}: {problem}"
+            if problem is not None:
+                await self._report(session, "session_end", problem)
+        return results
+
+    async def _call(
+        self, handler: Handler, session: Any, name: str, event: Any, seconds: float, lane: Lane | None = None
+    ) -> Exception | None:
+        running = Running(lane, None)
+        current.set(running)
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                running.limit = limit
+                result = handler(session, event)
+                if inspect.iscoroutine(result):
+                    await result
+        except (Exception, asyncio.CancelledError) as error:
+            problem = _problem(error, limit, seconds)
+            metrics.handler_errors.labels(event=name).inc()
+            log.exception("handler raised", event_name=name, session_id=session.session_id)
+            return problem
+        finally:
+            running.limit = None
+        return None
+
+    async def _report(self, session: Any, name: str, problem: Exception, lane: Lane | None = None) -> None:
+        event = BridgeErrorEvent(
+            session_id=session.session_id,
+            description=f"handler for '{name}' raised: {problem}",
+            code="handler_error",
+            cause=problem,
+            recoverable=True,
+        )
+        await self.fire(session, "error", event, lane)
+
+    def start(self, lane: Lane) -> bool:
+        """Give a lane its task, in the customer's loop. False when handlers run no more."""
+        if self._tasks is None:
+            return False
+        self._tasks.create_task(lane.work())
+        return True
+
+
+class Lane:
+    """Events of one call that are handled one after the other."""
+
+    def __init__(self, handlers: Handlers, session: Any) -> None:
+        self._handlers = handlers
+        self._session = session
+        self._queue: deque[tuple[str, Any, Done | None]] = deque()
+        self._working = False
+        self._away = 0
+        self.closed = False
+        """Nothing more is handled but what is running."""
+        self.seconds = handlers.seconds
+        self._idle: list[Done] = []
+
+    def put(self, name: str, event: Any, done: Done | None = None) -> None:
+        """Queue an event, from the media thread.
+
+        Args:
+            done: called in the customer's loop when its handlers have returned, or will never run.
+        """
+        if not self._handlers.wants(name) and done is None:
+            return
+        if not self._handlers.post(lambda: self._put(name, event, done)) and done is not None:
+            done()
+
+    def when_idle(self, done: Done) -> None:
+        """Call `done` in the customer's loop once nothing is queued or running here, from the media thread."""
+        if not self._handlers.post(lambda: self._when_idle(done)):
+            done()
+
+    def close(self) -> None:
+        """Handle nothing more but what is running, from the media thread."""
+        self._handlers.post(self._close)
+
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """The running handler waits for the end of the call, so meanwhile the end does not wait for this lane.
+        In the customer's loop."""
+        self._away += 1
+        self._notify()
+        try:
+            yield
+        finally:
+            self._away -= 1
+
+    async def work(self) -> None:
+        """Handle what is queued, then stop; a new event starts it again. Cancelling it cancels the running handler."""
+        done: Done | None = None
+        try:
+            while self._queue:
+                name, event, done = self._queue.popleft()
+                await self._handlers.fire(self._session, name, event, self)
+                if done is not None:
+                    done()
+                    done = None
+        except BaseException:  # cancelled, most likely: nothing that waits will be handled
+            self._close()
+            raise
+        finally:
+            if done is not None:
+                done()
+            self._working = False
+            self._notify()
+
+    def _put(self, name: str, event: Any, done: Done | None) -> None:
+        full = len(self._queue) >= LANE_LENGTH
+        if full:
+            metrics.handler_errors.labels(event="dropped").inc()
+            log.error(
+                "handlers are too slow, an event is dropped", event_name=name, session_id=self._session.session_id
+            )
+        if full or self.closed:
+            if done is not None:
+                done()
+            return
+        self._queue.append((name, event, done))
+        if not self._working:
+            self._working = self._handlers.start(self)
+            if not self._working:
+                self._close()
+
+    def _when_idle(self, done: Done) -> None:
+        self._idle.append(done)
+        self._notify()
+
+    def _notify(self) -> None:
+        if self._working and not self._away:
+            return
+        waiting, self._idle = self._idle, []
+        for done in waiting:
+            done()
+
+    def _close(self) -> None:
+        self.closed = True
+        if self._queue:
+            log.warning(
+                "the call is over, events are dropped", session_id=self._session.session_id, events=len(self._queue)
+            )
+        while self._queue:
+            _, _, done = self._queue.popleft()
+            if done is not None:
+                done()
+
+
+def _problem(error: Exception | asyncio.CancelledError, limit: asyncio.Timeout, seconds: float) -> Exception:
+    """What to say of a handler that failed; a cancellation that was meant for its task passes."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise error
+        return RuntimeError("something it waited for was cancelled")
+    if isinstance(error, TimeoutError) and limit.expired():
+        return TimeoutError(f"it took longer than {seconds:g} s and was cancelled")
+    return error
+
+
+def handler_key(handler: Handler, number: int) -> str:
+    """A name for a handler that is the same in every process that runs the same application."""
+    name = getattr(handler, "__qualname__", type(handler).__qualname__)
+    return f"{number}:{name}"

@@ -1,0 +1,234 @@
+"""The agent's speech on its way to the caller: turns, credit, and the gate after a barge-in.
+
+A pure machine of the owner. The agent makes speech faster than real time (Voice Agent reference §6); it is
+cut into *turns*, sent to the edge as far as the credit goes, and kept here beyond that. What the edge
+reports as heard gives new credit, and tells at the end how much of each line the caller heard.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from bridge_shared.frames import Kind
+from bridge_shared.protocol.media import Aligner, Media
+
+Turn = tuple[int, int]
+
+CREDIT_MS = 2000.0
+"""How much of a turn may be with the edge and not heard yet (LINK.md, Audio)."""
+
+PIECE_MS = 400.0
+WAITING_SECONDS = 60.0
+WAITING_BYTES = 1024 * 1024
+GATE_SECONDS = 1.5
+"""Audio of a cut turn can still be on its way; this long at most it is dropped (Voice Agent reference §6 rule 4)."""
+
+
+@dataclass(slots=True)
+class Line:
+    """One stored utterance of the agent, and where in its turn it is spoken."""
+
+    entry: str
+    begins_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class LineHeard:
+    """What the caller heard of one line.
+
+    A line without audio of its own shares that of the next one: it is interrupted if nothing of it was heard.
+    Behind the end of a turn that was heard whole it counts as heard.
+    """
+
+    entry: str
+    heard_ms: int
+    interrupted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TurnOver:
+    """The caller has heard this turn, or it was cut. `announce` when `AgentAudioDone` had come for it."""
+
+    turn: Turn
+    state: str
+    lines: tuple[LineHeard, ...]
+    announce: bool
+
+
+@dataclass(slots=True)
+class _Turn:
+    id: Turn
+    received_ms: float = 0.0
+    sent_ms: float = 0.0
+    heard_ms: float = 0.0
+    waiting: deque[bytes] = field(default_factory=deque)
+    done: bool = False
+    """`AgentAudioDone` came: there is no more audio."""
+    told: bool = False
+    """TURNEND or CUT was sent."""
+    cut: bool = False
+    lines: list[Line] = field(default_factory=list)
+
+
+class Speech:
+    """The turns of one owner of one call.
+
+    Args:
+        epoch: the owner's; turn ids are (epoch, n).
+        media: format of the agent's audio.
+    """
+
+    def __init__(self, epoch: int, media: Media) -> None:
+        self._media = media
+        self._epoch = epoch
+        self._align = Aligner(media)
+        self._turns: deque[_Turn] = deque()
+        self._current: _Turn | None = None
+        self._count = 0
+        self._gate_until = 0.0
+        self._waiting_bytes = 0
+        self._room = min(WAITING_BYTES, media.nbytes(WAITING_SECONDS * 1000))
+        self._out: list[tuple[Kind, list[Any], int]] = []
+        self.dropped_ms = 0.0
+        """Audio that was dropped because too much of it waited."""
+
+    @property
+    def turn(self) -> Turn:
+        """The latest turn that has begun; (epoch, 0) before the first."""
+        return (self._epoch, self._count)
+
+    @property
+    def speaking(self) -> bool:
+        """Whether there is a turn that the caller has not heard to its end."""
+        return bool(self._turns)
+
+    def audio(self, data: bytes, now: float) -> None:
+        """Take a binary frame of the agent."""
+        if now < self._gate_until:
+            return
+        samples = self._align.feed(data)
+        if not samples:
+            return
+        turn = self._begin()
+        room = self._room - self._waiting_bytes
+        if len(samples) > room:
+            self.dropped_ms += self._media.ms(len(samples) - room)
+            samples = samples[:room]
+        turn.received_ms += self._media.ms(len(samples))
+        piece = self._media.nbytes(PIECE_MS)
+        for start in range(0, len(samples), piece):
+            turn.waiting.append(samples[start : start + piece])
+        self._waiting_bytes += len(samples)
+        self._spend()
+
+    def begin(self) -> Turn:
+        """The agent is about to speak: returns the turn that this belongs to, a new one if none is open."""
+        self._gate_until = 0.0
+        return self._begin().id
+
+    def line(self, entry: str) -> None:
+        """What the agent is about to speak is stored under this id."""
+        turn = self._begin()
+        turn.lines.append(Line(entry, turn.received_ms))
+
+    def sign_of_turn(self) -> None:
+        """The agent says that a new turn begins: its audio is wanted again."""
+        self._gate_until = 0.0
+
+    def done(self) -> bool:
+        """`AgentAudioDone`: the current turn has all its audio.
+
+        Returns:
+            False if there was no turn for it, so that nothing will be reported about it later.
+        """
+        self._gate_until = 0.0
+        self._align.reset()
+        turn, self._current = self._current, None
+        if turn is None:
+            return False
+        turn.done = True
+        self._spend()
+        return True
+
+    def cut(self, now: float) -> None:
+        """The caller speaks: nothing more of what was begun may be heard. Harmless when nothing was."""
+        self._gate_until = now + GATE_SECONDS
+        self._align.reset()
+        self._current = None
+        if not self._turns:
+            return
+        for turn in self._turns:
+            self._discard(turn)
+            turn.told = turn.cut = True
+        self._out = [item for item in self._out if item[0] is not Kind.DOWN]
+        self._out.append((Kind.CUT, [list(self._turns[-1].id)], 0))
+
+    def played(self, turn_id: Turn, heard_ms: float, state: str) -> list[TurnOver]:
+        """Take the edge's report on a turn. Reports on turns that are over already are ignored."""
+        over: list[TurnOver] = []
+        while self._turns and self._turns[0].id <= turn_id:
+            turn = self._turns[0]
+            outcome = state
+            if turn.id == turn_id:
+                turn.heard_ms = max(turn.heard_ms, float(heard_ms))
+                if state == "playing":
+                    break
+            elif turn.cut:  # its last report was lost with its edge
+                outcome = "cut"
+            else:  # likewise, but a later turn can only be heard after it
+                turn.heard_ms, outcome = turn.received_ms, "finished"
+            self._turns.popleft()
+            self._discard(turn)
+            if turn is self._current:
+                self._current = None
+            over.append(self._over(turn, outcome))
+        self._spend()
+        return over
+
+    def take(self) -> list[tuple[Kind, list[Any], int]]:
+        """What is to be sent now, in order: (kind, body, audio bytes)."""
+        out, self._out = self._out, []
+        return out
+
+    def _begin(self) -> _Turn:
+        if self._current is None:
+            self._count += 1
+            self._current = _Turn((self._epoch, self._count))
+            self._turns.append(self._current)
+        return self._current
+
+    def _discard(self, turn: _Turn) -> None:
+        """What waits of this turn is not wanted any more."""
+        self._waiting_bytes -= sum(map(len, turn.waiting))
+        turn.waiting.clear()
+
+    def _spend(self) -> None:
+        """Send what the credit allows, turn after turn."""
+        for turn in self._turns:
+            while turn.waiting:
+                ms = self._media.ms(len(turn.waiting[0]))
+                if turn.sent_ms + ms > turn.heard_ms + CREDIT_MS:
+                    break
+                piece = turn.waiting.popleft()
+                self._waiting_bytes -= len(piece)
+                turn.sent_ms += ms
+                self._out.append((Kind.DOWN, [list(turn.id), piece], len(piece)))
+            if turn.done and not turn.waiting and not turn.told:
+                turn.told = True
+                self._out.append((Kind.TURNEND, [list(turn.id)], 0))
+            if not turn.told:
+                break
+
+    def _over(self, turn: _Turn, state: str) -> TurnOver:
+        lines = []
+        # half a frame of rounding is not an interruption
+        whole = state != "cut" or (turn.done and turn.heard_ms >= turn.received_ms - 10)
+        ends = [line.begins_ms for line in turn.lines[1:]] + [turn.received_ms]
+        for line, end in zip(turn.lines, ends, strict=False):  # a turn without lines has an end too
+            spoken = end - line.begins_ms
+            heard = min(max(0.0, turn.heard_ms - line.begins_ms), spoken) if state == "cut" else spoken
+            missed = heard < spoken - 10 if spoken else turn.heard_ms <= line.begins_ms
+            lines.append(LineHeard(line.entry, round(heard), missed and not whole))
+        return TurnOver(turn.id, state, tuple(lines), announce=turn.done)

@@ -1,0 +1,207 @@
+"""The worker pod: it finds calls that look for an owner, claims them, and serves each by a `Conversation`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from bridge_shared import __version__, logs
+from bridge_shared.config import Settings
+from bridge_shared.errors import BridgeError
+from bridge_shared.pod import Pod
+from bridge_shared.redis.calls import Claimed
+from bridge_shared.redis.connection import Server
+from bridge_shared.redis.fleet import Offer, Offers
+from bridge_shared.types.audiocodes import BridgeConfig
+from bridge_worker.conversation import Conversation
+from bridge_worker.finisher import Finisher
+from bridge_worker.handlers import Handlers
+from bridge_worker.session import Session
+
+log = logs.get("worker")
+
+FULL_LOAD_WAIT_SECONDS = 0.02
+"""A worker waits this long, times its load, before it claims: so the emptiest is first (LINK.md, Offer)."""
+
+CLOSING_SECONDS = 10.0
+KEEP_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """A bridge of the customer's file, as far as a worker needs it.
+
+    Attributes:
+        name: by which offers name it.
+        config: keys, agent configuration.
+        handlers: in the customer's loop.
+        session: makes the `Session` for a conversation id.
+    """
+
+    name: str
+    config: BridgeConfig
+    handlers: Handlers
+    session: Callable[[str], Session]
+
+
+class Worker:
+    """One worker pod. Make it in the event loop it shall live in."""
+
+    def __init__(self, state: Server, media: Server, settings: Settings) -> None:
+        self.settings = settings
+        self.loop = asyncio.get_running_loop()
+        self.state = state
+        self._pod = Pod("worker", state, media, settings, self._info)
+        self.pod = self._pod.id
+        self.calls = self._pod.calls
+        self.outbox = self._pod.outbox
+        self.hosted: dict[str, Hosted] = {}
+        self.finisher = Finisher(self)
+        self._offers = Offers(state, settings.fleet, self._offered)
+        self._conversations: dict[str, Conversation] = {}
+        self._claiming: set[str] = set()
+        self.opened = asyncio.Event()
+        """Other pods can reach this one."""
+        self._draining = False
+
+    async def run(self) -> None:
+        """Be a worker until cancelled; then live conversations are dropped without being ended."""
+        await self._pod.inbox.open()
+        self.opened.set()
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            tasks.create_task(self._pod.run())
+            tasks.create_task(self._offers.run())
+            tasks.create_task(self._feed_silence())
+            tasks.create_task(self.finisher.run())
+            tasks.create_task(self._keep())
+
+    def host(self, hosted: Hosted) -> None:
+        """Take calls for this bridge from now on."""
+        self.hosted[hosted.name] = hosted
+
+    async def unhost(self, name: str, seconds: float) -> None:
+        """Take no more calls for this bridge, end the live ones, and wait for that at most this long."""
+        hosted = self.hosted.pop(name, None)
+        ending = [conversation for conversation in self._conversations.values() if conversation.hosted is hosted]
+        for conversation in ending:
+            conversation.shut_down()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                for conversation in ending:
+                    await conversation.closed.wait()
+
+    async def drain(self, seconds: float) -> None:
+        """Take no new calls; let the live ones come to their end, at most this long; then hang them up.
+        Cancelling stops the waiting only."""
+        self._draining = True
+        log.info("draining", pod=self.pod, calls=self._pod.load, seconds=seconds)
+        if await self._pod.wait_empty(seconds):
+            return
+        log.warning("ending calls that are still live", calls=self._pod.load)
+        for conversation in list(self._conversations.values()):
+            conversation.shut_down()
+        await self._pod.wait_empty(CLOSING_SECONDS)
+
+    def not_ready(self) -> str | None:
+        """Why this pod takes no calls; None = it does."""
+        if self._draining:
+            return "draining"
+        if not self.hosted:
+            return "no bridge yet"
+        return None
+
+    def _info(self) -> dict[str, Any]:
+        return {
+            "load": self._pod.load,
+            "capacity": self.settings.worker_calls,
+            "agents": sum(conversation.agent is not None for conversation in self._conversations.values()),
+            "draining": self._draining,
+            "version": __version__,
+            "bridges": sorted(self.hosted),
+        }
+
+    # ── claiming ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _offered(self, offer: Offer) -> None:
+        if self._wanted(offer):
+            self._claiming.add(offer.cid)
+            self._tasks.create_task(self._claim(offer))
+
+    def _wanted(self, offer: Offer) -> bool:
+        return (
+            not self._draining
+            and offer.why == "new"
+            and offer.bridge in self.hosted
+            and offer.cid not in self._claiming
+            and offer.cid not in self._conversations
+            and self._pod.load + len(self._claiming) < self.settings.worker_calls
+        )
+
+    async def _claim(self, offer: Offer) -> None:
+        try:
+            await asyncio.sleep(FULL_LOAD_WAIT_SECONDS * self._pod.load / self.settings.worker_calls)
+            claimed = await self.calls.claim(
+                offer.cid, worker=self.pod, seen_owner=offer.owner, seen_we=offer.we, witness=offer.witness
+            )
+        except BridgeError as error:
+            log.warning("a call could not be claimed", cid=offer.cid, error=str(error))
+            return
+        finally:
+            self._claiming.discard(offer.cid)
+        if claimed is not None and (hosted := self.hosted.get(offer.bridge)) is not None:
+            await self._serve(hosted, claimed)
+
+    async def _serve(self, hosted: Hosted, claimed: Claimed) -> None:
+        cid = claimed.record.cid
+        try:
+            conversation = self._conversations[cid] = Conversation(self, hosted, claimed)
+            self._pod.know(conversation)
+            try:
+                await conversation.run()
+            finally:
+                del self._conversations[cid]
+                self._pod.forget(conversation)
+        except Exception as error:
+            log.exception("a conversation failed", cid=cid)
+            detail = f"the bridge failed: {type(error).__name__}"
+            with contextlib.suppress(BridgeError):  # the finisher finds it, and tells the handlers
+                await self.calls.end(cid, reason="error", detail=detail, we=claimed.we, report=True)
+
+    def session(self, cid: str) -> Session | None:
+        """The session of a call that is served here."""
+        conversation = self._conversations.get(cid)
+        return conversation.session if conversation is not None else None
+
+    def serves(self, cid: str) -> bool:
+        """Whether this call has a conversation here."""
+        return cid in self._conversations
+
+    def alive(self, pod: str) -> bool:
+        """Whether this pod takes another one for alive."""
+        return self._pod.fleet.watch.counter(pod) is not None and not self._pod.fleet.watch.dead(pod)
+
+    async def _keep(self) -> None:
+        """Renew what expires of our calls, and repair what a crash left half done in the indexes."""
+        while True:
+            await asyncio.sleep(KEEP_SECONDS)
+            try:
+                for cid in list(self._conversations):
+                    await self.calls.touch(cid)
+                await self.calls.sweep()
+            except BridgeError as error:
+                log.warning("calls could not be kept up in Redis, trying again", error=str(error))
+
+    async def _feed_silence(self) -> None:
+        """One clock for all calls whose caller's stream is closed."""
+        every = self.settings.caller_silence_ms / 1000
+        due = self.loop.time()
+        while True:
+            due = max(due + every, self.loop.time())
+            await asyncio.sleep(due - self.loop.time())
+            now = self.loop.time()
+            for conversation in self._conversations.values():
+                conversation.feed_silence(now)
