@@ -315,6 +315,7 @@ async def test_an_agent_that_fails_for_a_reason_that_stays_ends_the_call_honestl
     bridge = DeepgramBridge(configuration())
     notes = Notes(bridge)
     async with SimulatedAgent(QUICK) as agent, running(bridge, redis_url, agent) as app, calling(app.url) as call:
+        await notes.wait("activity")
         await fail(agent.connections[0], "USER_AUDIO_FORMAT")
         await call.wait_end()
         await notes.wait("session_end")

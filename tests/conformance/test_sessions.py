@@ -338,6 +338,7 @@ async def test_a_caller_who_hangs_up_before_the_agent_is_ready_leaves_nothing_be
 
 async def test_a_caller_who_is_lost_and_does_not_come_back_ends_the_session(redis_url: str) -> None:
     async with stage(redis_url, make_bridge(), lost_seconds=1.0) as s, calling(s.app.url) as call:
+        await s.notes.wait("activity")
         await call.drop()
         end = await s.notes.wait("session_end")
         await s.connection.wait_for(lambda connection: connection.closed)

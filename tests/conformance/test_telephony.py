@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from bridge_edge import call as edge_call
+from bridge_shared import link
 from bridge_shared.protocol.media import FORMATS, media, wav_header
 from bridge_sim import speech
 from bridge_sim.agent_script import AgentScript, Faults
 from bridge_sim.caller import CallEvent, SimulatedCall
 from bridge_sim.plan import CallPlan
-from bridge_worker import finisher
+from bridge_worker import conversation, finisher
 from deepgram_audiocodes_bridge import BridgeConfig, DeepgramBridge, Session
 from harness import AGENT, configuration
 from telephone import heard, stage, types, wire
@@ -297,7 +298,7 @@ async def test_empty_chunks_are_passed_over(redis_url: str) -> None:
         assert agent.problems == []
 
 
-async def test_the_agent_is_paced_and_its_streams_follow_the_rules(redis_url: str) -> None:
+async def test_the_agent_is_paced_and_its_streams_follow_the_rules(redis_url: str, eventually: Eventually) -> None:
     async with stage(redis_url) as bridge, SimulatedCall(bridge.url, OPEN) as call:
         await call.connect()
         await call.initiate()
@@ -306,6 +307,7 @@ async def test_the_agent_is_paced_and_its_streams_follow_the_rules(redis_url: st
         await bridge.event("agent_audio_done")
         agent.say("I am still here. Are you?")
         await bridge.event("agent_audio_done", 2)
+        await eventually(lambda: [stream.status for stream in call.report().heard] == ["finished"] * 2)
         await call.hang_up()
         report = call.report()
     assert report.violations == []
@@ -526,7 +528,9 @@ async def test_a_command_of_the_application_has_the_wire_form_of_the_bot_api(
 
 
 @pytest.mark.parametrize("stream", ["fresh", "continue"])
-async def test_a_call_goes_on_over_a_new_socket_as_if_nothing_had_happened(redis_url: str, stream: Any) -> None:
+async def test_a_call_goes_on_over_a_new_socket_as_if_nothing_had_happened(
+    redis_url: str, eventually: Eventually, stream: Any
+) -> None:
     async with stage(redis_url, start_hold_seconds=30) as bridge, SimulatedCall(bridge.url, OPEN) as call:
         await call.connect()
         await call.initiate()
@@ -535,10 +539,13 @@ async def test_a_call_goes_on_over_a_new_socket_as_if_nothing_had_happened(redis
         await bridge.event("agent_audio_done")
         await call.drop()
         await call.resume(stream=stream)
+        await call.send_dtmf("1")
+        await bridge.event("activity", 2)  # the worker knows the new edge
         agent.say("After.")
         await bridge.event("agent_audio_done", 2)
         await call.say(WORDS)
         await agent.wait_for(lambda agent: WORDS[800:1600] in agent.heard)
+        await eventually(lambda: call.report().heard[1].status == "finished")
         await call.hang_up()
         report = call.report()
         assert (await bridge.event("session_end")).reason == "hangup"
@@ -572,12 +579,14 @@ async def test_a_resumed_call_is_answered_with_its_format_and_everything_that_va
             await again.expect("userStream.started", "userStream.stopped")
             agent = await bridge.connection()
             await agent.wait_for(lambda agent: b"\x03" * 80 + b"\x04" * 80 in agent.heard)
+            await bridge.event("activity", 2)
             agent.say("Still here.")
             await again.expect("playStream.start")
         assert len(bridge.events("session_start")) == 1
 
 
-async def test_the_new_socket_replaces_one_that_is_still_open(redis_url: str) -> None:
+async def test_the_new_socket_replaces_one_that_is_still_open(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "SILENT_AFTER", 60.0)  # the old one is told, rather than finding out
     async with stage(redis_url) as bridge, wire(bridge.url) as old, wire(bridge.url, old.cid) as new:
         await old.begin()
         await new.resume()
@@ -610,7 +619,10 @@ async def test_a_command_issued_while_the_caller_has_no_socket_is_carried_out_on
         assert bridge.events("error") == []
 
 
-async def test_a_call_goes_on_at_another_edge_and_the_former_one_lets_go_of_it(redis_url: str) -> None:
+async def test_a_call_goes_on_at_another_edge_and_the_former_one_lets_go_of_it(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "SILENT_AFTER", 60.0)  # it is told, rather than finding out
     async with (
         stage(redis_url) as bridge,
         stage(redis_url, role="edge") as elsewhere,
@@ -621,6 +633,8 @@ async def test_a_call_goes_on_at_another_edge_and_the_former_one_lets_go_of_it(r
         await new.resume()
         await new.expect("session.accepted")
         assert await old.rest() == []
+        await new.send(new.activity("DTMF", value="1"))
+        await bridge.event("activity", 2)  # the worker knows the new edge
         (await bridge.connection()).say("Still here.")
         await new.expect("playStream.start", "playStream.chunk")
         await new.hang_up()
@@ -668,7 +682,8 @@ async def test_a_conversation_of_another_bridge_is_not_resumed_and_not_disturbed
         await asyncio.wait([both])
 
 
-async def test_a_caller_who_does_not_come_back_is_given_up(redis_url: str) -> None:
+async def test_a_caller_who_does_not_come_back_is_given_up(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversation, "SILENT_SECONDS", 60.0)  # the edge says so
     async with stage(redis_url, lost_seconds=1) as bridge, wire(bridge.url) as vaic:
         await vaic.begin()
         agent = await bridge.connection()
@@ -702,6 +717,18 @@ async def test_a_socket_is_closed_as_soon_as_vaic_ends_the_call(
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
         "anybody who reaches this port can place calls: no token is set"
     ]
+
+
+async def test_the_owner_of_a_call_does_not_wait_for_an_edge_that_has_let_go_of_it(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    monkeypatch.setattr(conversation, "LAST_FRAMES_SECONDS", 60.0)
+    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        await vaic.hang_up()
+        worker = bridge.app.process.worker
+        assert worker is not None
+        await eventually(lambda: worker._pod.load == 0)
 
 
 async def test_a_vaic_that_closes_right_after_session_end_has_ended_the_call(redis_url: str) -> None:

@@ -188,7 +188,7 @@ async def test_a_loading_or_demoted_server_is_unavailable(own, redis_server, eve
 
 
 async def test_a_server_that_has_become_a_replica_is_not_taken_for_the_primary(redis_server):
-    place = Place({"host": "127.0.0.1", "port": redis_server.port}, primary=True)
+    place = Place({"host": "127.0.0.1", "port": redis_server.port}, check="primary")
     wire = Wire(Lone(place), "test")
     assert await wire.call("PING") == b"PONG"
     await wire.close()
@@ -342,7 +342,7 @@ def test_a_url_of_sentinels_is_taken_apart():
     assert all(s.tls and s.arguments["ssl_cert_reqs"] == "none" for s in where._sentinels)
     assert not any("password" in s.arguments for s in where._sentinels), "not before they ask for it"
     primary = where._place(("r1", 6379))
-    assert primary.tls and primary.primary
+    assert primary.tls and primary.check == "primary"
     assert primary.arguments == {
         "host": "r1",
         "port": 6379,

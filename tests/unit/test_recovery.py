@@ -63,10 +63,10 @@ def test_an_earlier_interruption_is_not_repeated_but_its_unheard_part_stays_out(
 
 def test_a_finished_function_call_stands_between_the_lines_that_it_was_made_between() -> None:
     lines = [line(1, "user", "Track it.", turn=0), line(2, "assistant", "In transit.")]
-    call = FunctionRecord("7-1", "c1", "track", '{"n":1}', '{"state":"in transit"}')
-    items = recover(lines, [call]).history
+    call = {"type": "History", "function_calls": [{"id": "c1", "name": "track", "response": '{"state":"in transit"}'}]}
+    items = recover(lines, [FunctionRecord("7-1", call)]).history
     assert [item.get("role", "call") for item in items] == ["user", "call", "assistant"]
-    assert items[1]["function_calls"][0]["response"] == '{"state":"in transit"}'
+    assert items[1] is call
 
 
 def test_the_newest_items_are_kept_when_there_are_too_many() -> None:

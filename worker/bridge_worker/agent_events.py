@@ -6,6 +6,7 @@ Wire before handlers (SDK reference §5.2 rule 3): what the caller or VAIC must 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +14,16 @@ from bridge_shared import logs, metrics
 from bridge_shared.errors import AgentFailed
 from bridge_shared.frames import Kind
 from bridge_shared.protocol import deepgram as dg
+from bridge_shared.redis.calls import Line
 from bridge_shared.types import deepgram as types
 from bridge_shared.types import extra
+from bridge_worker.recovery import HISTORY_ITEMS, FunctionRecord, Recovery, recover
+from bridge_worker.speech import LineHeard
 
 if TYPE_CHECKING:
     from bridge_worker.conversation import Conversation
 
 log = logs.get("worker.agent")
-
-HISTORY_ITEMS = 200
-HISTORY_CHARACTERS = 32_000
-"""Of the conversation so far, what a new agent connection is given (DESIGN §7)."""
 
 REFUSALS = {"INJECT_AGENT_MESSAGE_DURING_USER_SPEECH", "INJECT_AGENT_MESSAGE_DURING_AGENT_SPEECH"}
 
@@ -33,7 +33,9 @@ class AgentEvents:
 
     def __init__(self, conversation: Conversation) -> None:
         self._c = conversation
-        self._history: deque[dict[str, Any]] = deque(maxlen=HISTORY_ITEMS)
+        self._functions: deque[FunctionRecord] = deque(maxlen=HISTORY_ITEMS)
+        self._heard: dict[str, LineHeard] = {}
+        self._echo = ""
         self._ignored: dict[str, int] = {}
 
     @property
@@ -76,7 +78,7 @@ class AgentEvents:
                 self._updated(kind)
             case dg.History(raw=item):
                 if "function_calls" in item:
-                    self._history.append(item)
+                    self._functions.append(FunctionRecord(c.lines.last, item))
                 c.event("history", extra.HistoryEvent(self._id, item))
             case dg.InjectionRefused(message=message):
                 c.injections.refused()
@@ -108,19 +110,26 @@ class AgentEvents:
         self._c.event("warning", types.WarningEvent(self._id, code=failure.code, description=description))
         self._c.event("session_resumed", extra.SessionResumedEvent(self._id, "agent_lost"))
 
-    def history(self) -> list[dict[str, Any]]:
-        """The conversation so far for `agent.context.messages`: oldest first, the newest kept."""
-        kept: list[dict[str, Any]] = []
-        size = 0
-        for item in reversed(self._history):
-            size += len(str(item))
-            if size > HISTORY_CHARACTERS:
-                break
-            kept.append(item)
-        return kept[::-1]
+    def recover(self) -> Recovery:
+        """How the conversation goes on with a new agent."""
+        lines = []
+        for entry, fields in self._c.lines.lines:
+            heard = self._heard.get(entry)
+            ms, interrupted = (heard.heard_ms, heard.interrupted) if heard is not None else (None, False)
+            lines.append(Line(entry, fields["role"], fields["content"], fields["at"], fields["turn"], ms, interrupted))
+        recovery = recover(lines, self._functions)
+        self._echo = recovery.caller_says
+        return recovery
+
+    def heard(self, lines: Iterable[LineHeard]) -> None:
+        """How much of some lines the caller heard."""
+        self._heard.update((line.entry, line) for line in lines)
 
     def _user_said(self, content: str) -> None:
         c = self._c
+        echo, self._echo = self._echo, ""
+        if content == echo:  # what we said again for the caller: it is in the transcript already
+            return
         c.injections.said("user", content)
         c.tell(Kind.SPEECH, ["recognition", content])
         self._store("user", content, c.speech.turn)
@@ -136,7 +145,6 @@ class AgentEvents:
 
     def _store(self, role: str, content: str, turn: tuple[int, int]) -> str:
         """One entry per utterance, and nothing twice: `History` says the same again (Voice Agent reference §4.3)."""
-        self._history.append({"type": "History", "role": role, "content": content})
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         return self._c.lines.append({"role": role, "content": content, "at": at, "turn": f"{turn[0]}-{turn[1]}"})
 

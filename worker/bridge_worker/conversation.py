@@ -70,6 +70,12 @@ END_TRIES_SECONDS = 30.0
 SILENT_SECONDS = 2.0
 """An edge that says nothing for so long may have died, and the caller's socket with it."""
 
+TIMER_GRAIN = 0.0005
+"""uvloop rounds to milliseconds, and a timer that fires early would fire again at once."""
+
+VAIC_BEHIND_SECONDS = 0.5
+"""VAIC plays what it gets a network's delay later than our clock says; by then its `playFinished` is here, too."""
+
 OURS = {"connect_failed", "connection_closed", "disconnected", "reader_error"}
 """Codes of failures that Deepgram has no code for."""
 
@@ -140,6 +146,7 @@ class Conversation:
         self._heard_at = now
         self._progress = asyncio.Event()
         self._active_at = 0.0
+        self._turn_over_at = self._play_finished_at = -math.inf
         self._settings: Mapping[str, Any] = hosted.config.deepgram_config or {}
         """The agent's, as the application has amended them in this call."""
         self._asked: deque[tuple[str, Any]] = deque()
@@ -192,6 +199,8 @@ class Conversation:
         self.telephony.close()
         self.agent_lane.close()
         self.session._state = SessionState.ENDED
+        if not self.closed.is_set():
+            metrics.audio_dropped_ms.labels(where="agent_ahead").inc(self.speech.dropped_ms)
         self.closed.set()
 
     # ── the agent ──────────────────────────────────────────────────────────────────────────────────────
@@ -218,8 +227,11 @@ class Conversation:
                 metrics.agent_reconnects.inc()
                 log.warning("agent lost, connecting again", cid=self.cid, code=failure.code, tries=failures)
                 self._agent_gone()
-                agent = await self._open(self._events.history(), settings.lost_seconds, after=failure)
+                recovery = self._events.recover()
+                agent = await self._open(list(recovery.history), settings.lost_seconds, after=failure)
                 self._events.reconnected(failure)
+                if recovery.caller_says:
+                    agent.say(agent.machine.inject_user(recovery.caller_says))
         except AgentFailed as failure:
             self._agent_failed(failure)
         except Fenced:
@@ -326,7 +338,7 @@ class Conversation:
 
     def _agent_gone(self) -> None:
         """No more of the turn will come: what is with the edge is played out, and the turn ends there."""
-        self.speech.done()
+        self.speech.done(announce=False)
         self.pump()
 
     def _agent_failed(self, failure: AgentFailed) -> None:
@@ -390,7 +402,7 @@ class Conversation:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_at = due
-            self._timer = self.loop.call_at(max(due, now), self._timer_fired) if due < math.inf else None
+            self._timer = self.loop.call_at(max(due, now) + TIMER_GRAIN, self._timer_fired) if due < math.inf else None
 
     def _send_speech(self) -> None:
         now = self.loop.time()
@@ -451,6 +463,8 @@ class Conversation:
         name = str(activity.get("name", "")).lower()
         if name == "start" and isinstance(activity.get("parameters"), dict):
             self.tasks.create_task(self._keep_start(activity["parameters"]))
+        elif name == "playfinished":
+            self._play_finished_at = self.loop.time()
         elif name == "transferstatus" and _status(activity) == "failed":
             self.transfer_failed.set()
         self.telephony.put(
@@ -468,8 +482,10 @@ class Conversation:
             await self.worker.calls.amend(self.cid, we=self.we, fields={"start": orjson.dumps(parameters).decode()})
 
     def _turn_over(self, over: TurnOver) -> None:
+        self._turn_over_at = self.loop.time()
         if over.announce:
             self._events.audio_done()
+        self._events.heard(over.lines)
         self.tasks.create_task(self._keep_heard(over))
 
     async def _keep_heard(self, over: TurnOver) -> None:
@@ -639,6 +655,13 @@ class Conversation:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LANES_SECONDS):
                 await idle.wait()
+
+    async def played_out(self, seconds: float) -> None:
+        """Wait, at most this long and a little more, until the caller has heard all that is to be said."""
+        await self.within(seconds, lambda: self.over or not (self.speech.speaking or self.injections.busy))
+        end = self._turn_over_at + VAIC_BEHIND_SECONDS
+        left = end - self.loop.time()
+        await self.within(left, lambda: self.over or self._play_finished_at > self._turn_over_at - VAIC_BEHIND_SECONDS)
 
     def progress(self) -> None:
         """Something happened that `within` may be waiting for."""

@@ -43,19 +43,10 @@ class Recovery:
 
 @dataclass(frozen=True, slots=True)
 class FunctionRecord:
-    """A function call that was finished, and the transcript entry behind which it was asked for."""
+    """A finished function call as Deepgram put it into its `History`, and the transcript entry before it."""
 
     after: str
-    id: str
-    name: str
-    arguments: str
-    response: str
-
-    @property
-    def item(self) -> dict[str, Any]:
-        call = {"id": self.id, "name": self.name, "client_side": True}
-        call |= {"arguments": self.arguments, "response": self.response}
-        return {"type": "History", "function_calls": [call]}
+    item: dict[str, Any]
 
 
 def recover(lines: Sequence[Line], functions: Iterable[FunctionRecord] = ()) -> Recovery:

@@ -64,6 +64,7 @@ class _Turn:
     sent_ms: float = 0.0
     heard_ms: float = 0.0
     waiting: deque[bytes] = field(default_factory=deque)
+    announce: bool = False
     done: bool = False
     """`AgentAudioDone` came: there is no more audio."""
     told: bool = False
@@ -137,8 +138,11 @@ class Speech:
         """The agent says that a new turn begins: its audio is wanted again."""
         self._gate_until = 0.0
 
-    def done(self) -> bool:
+    def done(self, *, announce: bool = True) -> bool:
         """`AgentAudioDone`: the current turn has all its audio.
+
+        Args:
+            announce: False if the agent is gone instead, without having said so.
 
         Returns:
             False if there was no turn for it, so that nothing will be reported about it later.
@@ -148,7 +152,7 @@ class Speech:
         turn, self._current = self._current, None
         if turn is None:
             return False
-        turn.done = True
+        turn.done, turn.announce = True, announce
         self._spend()
         return True
 
@@ -231,4 +235,4 @@ class Speech:
             heard = min(max(0.0, turn.heard_ms - line.begins_ms), spoken) if state == "cut" else spoken
             missed = heard < spoken - 10 if spoken else turn.heard_ms <= line.begins_ms
             lines.append(LineHeard(line.entry, round(heard), missed and not whole))
-        return TurnOver(turn.id, state, tuple(lines), announce=turn.done)
+        return TurnOver(turn.id, state, tuple(lines), announce=turn.announce)

@@ -105,7 +105,8 @@ class Cluster:
         place = self._places.get(address)
         if place is None:
             host, port = address
-            place = self._places[address] = Place({**self._arguments, "host": host, "port": port}, tls=self._tls)
+            arguments = {**self._arguments, "host": host, "port": port}
+            place = self._places[address] = Place(arguments, tls=self._tls, check="cluster")
         return place
 
     def _ask(self, address: Address, *, last: bool) -> None:

@@ -1,7 +1,7 @@
 """Redis Sentinel: which server is the primary, and how a failover is noticed.
 
 Sentinels are asked in turn, the one that answered last first. What they say is checked: a server that does not take
-itself for a primary is not used (`Place.primary`). They are asked every second as well, because a former primary that
+itself for a primary is not used (`Place.check`). They are asked every second as well, because a former primary that
 was cut off or stood still goes on accepting writes until it is told, for about 10 s, and they are all lost
 (reliability.md §4): the moment another is found to be primary, every connection to the former one is closed.
 """
@@ -123,5 +123,5 @@ class Sentinel:
         if place is None:
             host, port = address
             arguments = {**self._arguments, "host": host, "port": port}
-            place = self._places[address] = Place(arguments, tls=self._tls, primary=True)
+            place = self._places[address] = Place(arguments, tls=self._tls, check="primary")
         return place

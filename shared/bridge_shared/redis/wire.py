@@ -21,7 +21,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Literal, Protocol, cast
 
 from hiredis import pack_command
 from redis import exceptions
@@ -54,13 +54,14 @@ class Place:
 
     Attributes:
         arguments: keyword arguments of redis-py's connection.
-        primary: on connecting, make sure that the server takes itself for a primary.
+        check: what is to be made sure of on connecting: that the server takes itself for a primary; that its cluster
+            is whole. Otherwise only that it answers.
         wires: those that go there.
     """
 
     arguments: dict[str, Any] = field(repr=False)
     tls: bool = False
-    primary: bool = False
+    check: Literal["", "primary", "cluster"] = ""
     wires: set[Wire] = field(default_factory=set, repr=False)
 
     @property
@@ -123,8 +124,7 @@ def pack(*args: str | bytes | int) -> bytes:
 
 
 ASKING: Final = pack("ASKING")
-_PING: Final = pack("PING")
-_ROLE: Final = pack("ROLE")
+_CHECKS: Final = {"": pack("PING"), "primary": pack("ROLE"), "cluster": pack("CLUSTER", "INFO")}
 
 
 # What a server says when it cannot do now what it could do a moment ago (reliability.md §4). Those without a class
@@ -288,11 +288,13 @@ class Wire:
         place.wires.add(self)
         await connection.connect()  # type: ignore[no-untyped-call]
         # A real answer, or a paused server would be sent everything again at every attempt.
-        await connection.send_packed_command(_ROLE if place.primary else _PING, check_health=False)
+        await connection.send_packed_command(_CHECKS[place.check], check_health=False)
         with contextlib.suppress(exceptions.NoPermissionError):
             reply = await connection.read_response()
-            if place.primary and reply[0] != b"master":
+            if place.check == "primary" and reply[0] != b"master":
                 raise Misplaced(f"{place.address} is a {reply[0].decode()} now")
+            if place.check == "cluster" and b"cluster_state:ok" not in reply:
+                raise Misplaced(f"{place.address} says that the cluster is down")
 
     async def send(self, *commands: bytes) -> None:
         """Write packed commands; waits only when the socket's buffer is full. Cancelling closes the connection.
