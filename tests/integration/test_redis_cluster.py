@@ -8,22 +8,27 @@ from bridge_shared.errors import ConfigError, RedisUnavailable
 from bridge_shared.redis import connection
 from bridge_shared.redis.connection import connect
 from bridge_shared.redis.scripts import Script
+from bridge_sim.agent import SimulatedAgent
+from bridge_sim.caller import SimulatedCall
+from bridge_sim.plan import CallPlan
+from deepgram_audiocodes_bridge import DeepgramBridge
+from harness import GREETING, configuration, running
 from redis_topologies import ClusterServers, free_port, started, traffic
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 
 
 @pytest.fixture(scope="module")
-def running():
-    with started(ClusterServers) as servers:
-        yield servers
+def servers():
+    with started(ClusterServers) as all_of_them:
+        yield all_of_them
 
 
 @pytest.fixture
-def redis(running):
+def redis(servers):
     """All servers up and in agreement, whatever the test before did to them."""
-    running.settle()
-    return running
+    servers.settle()
+    return servers
 
 
 @pytest.fixture
@@ -37,6 +42,17 @@ async def test_two_pods_and_a_call(redis, eventually):
     async with traffic(redis.url, strict=True) as call:
         await call.more(eventually)
         await call.end(eventually)
+
+
+async def test_a_caller_talks_with_the_agent_through_the_whole_bridge(redis):
+    bridge = DeepgramBridge(configuration(greeting=GREETING))
+    async with SimulatedAgent() as agent, running(bridge, redis.url, agent) as app:
+        call = SimulatedCall(app.url, CallPlan(say=("where_is_my_parcel",)))
+        report = await call.run()
+        assert report.problem is None
+        assert report.violations == []
+        lines = await app.calls("transcript", call.conversation_id)
+    assert [line.content for line in lines][:2] == [GREETING, "Where is my parcel?"]
 
 
 async def test_commands_go_to_the_node_of_their_key(server):
