@@ -731,12 +731,18 @@ async def test_the_owner_of_a_call_does_not_wait_for_an_edge_that_has_let_go_of_
         await eventually(lambda: worker._pod.load == 0)
 
 
-async def test_a_vaic_that_closes_right_after_session_end_has_ended_the_call(redis_url: str) -> None:
+async def test_a_vaic_that_closes_right_after_session_end_has_ended_the_call(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    monkeypatch.setattr(edge_call, "OWNER_END_SECONDS", 60.0)
     async with stage(redis_url) as bridge:
         async with wire(bridge.url) as vaic:
             await vaic.begin()
             await vaic.send({"type": "session.end", "conversationId": vaic.cid})
         assert (await bridge.event("session_end")).reason == "hangup"
+        edge = bridge.app.process.edge
+        assert edge is not None
+        await eventually(lambda: edge._pod.load == 0)
         assert bridge.events("error") == []
 
 
