@@ -42,6 +42,12 @@ LOOK_SECONDS, LOOK_AGAIN_SECONDS = 2.0, 0.1
 
 OWNER_END_SECONDS = 2.0
 LAST_FRAMES_SECONDS = 2.0
+REPLAY_SECONDS = 1.0
+"""An utterance that began so long ago at most is replayed to a new owner; of an older one the agent asks again."""
+
+LEAD_IN_SECONDS = 0.2
+"""The agent's ear notices speech this much after its beginning."""
+
 BACKLOG_BYTES = 1024 * 1024
 """What may wait for a caller who reads too slowly; beyond it audio is dropped, never anything else."""
 
@@ -92,6 +98,10 @@ class Call:
         self._leaving = False
         """VAIC was asked to hang up or to transfer: it needs no other reason for the end."""
         self._speech_open = False
+        self._speech_began = 0.0
+        self._stream_open = False
+        self._bridge = ""
+        self._offering = False
         self._turn: Turn = (0, 0)
         """The latest turn of which audio came."""
         self._texts: list[str] = []
@@ -193,9 +203,11 @@ class Call:
                 assert self._inbound is not None
                 self._send(self._bot.stream_started())
                 self._inbound.restart()
+                self._stream_open = True
                 self._tell(Kind.USTREAM, [True, participant])
             case vaic.UserStreamStopped(participant=participant):
                 self._send(self._bot.stream_stopped())
+                self._stream_open = False
                 self._tell(Kind.USTREAM, [False, participant])
             case vaic.Validate():
                 self._send(self._bot.validated())
@@ -249,7 +261,7 @@ class Call:
         }
         deadline = self._edge.loop.time() + self._edge.settings.accept_timeout
         try:
-            bridge = fields["bridge"] = await self._edge.bridge(self._door, self._socket)
+            bridge = self._bridge = fields["bridge"] = await self._edge.bridge(self._door, self._socket)
             if not bridge:
                 return await self._refuse("No worker serves this path", end="")
             if self._edge.full:
@@ -276,7 +288,8 @@ class Call:
             return await self._refuse("Unknown conversation", end="")
         self.cid = cid
         try:
-            await self._go_on(await self._edge.bridge(self._door, self._socket))
+            self._bridge = await self._edge.bridge(self._door, self._socket)
+            await self._go_on(self._bridge)
         except BridgeError as error:
             log.warning("call could not be resumed", cid=cid, error=str(error))
             await self._refuse("The bridge cannot take calls at the moment", end="")
@@ -396,8 +409,44 @@ class Call:
                 case Reread() if not self._rereading:
                     self._rereading = True
                     self._tasks.create_task(self._reread())
-                case PeerChanged():
-                    log.debug("owner attached", cid=self.cid, owner=event.pod, we=event.epoch)
+                case PeerChanged(first=False):
+                    self._new_owner(event)
+
+    def _new_owner(self, event: PeerChanged) -> None:
+        """Another worker has the call: tell it what the former one knew (LINK.md, Audio)."""
+        assert self._link is not None
+        now = self._edge.loop.time()
+        log.info("call has a new owner", cid=self.cid, owner=event.pod)
+        in_speech = self._speech_open and self._playout is not None
+        fresh = now - self._speech_began <= REPLAY_SECONDS
+        since = self._speech_began - LEAD_IN_SECONDS if in_speech and fresh else None
+        self._link.replay(since, now, ask=in_speech and not fresh)
+        self._tell(Kind.USTREAM, [self._stream_open, None])
+        for played in self._playout.forsake(event.epoch) if self._playout is not None else ():
+            self._tell(Kind.PLAYED, [list(played.turn), played.heard_ms, played.state])
+        if self._gone:
+            self._tell(Kind.LOST, [])
+
+    @property
+    def owner(self) -> str:
+        """The pod that owns the call; "" before there is one."""
+        return self._link.peer_pod if self._link is not None else ""
+
+    def orphaned(self) -> None:
+        """The owner is dead: offer the call to the other workers until one says HELLO."""
+        if self._link is not None and self._link.peer_pod and not self._offering and not self._over.is_set():
+            self._offering = True
+            self._tasks.create_task(self._offer_orphan(self._link))
+
+    async def _offer_orphan(self, link: Link) -> None:
+        owner, epoch = link.peer_pod, link.peer_epoch
+        log.warning("the owner of the call is dead", cid=self.cid, owner=owner)
+        try:
+            while link.peer_epoch == epoch and self._edge.dead(owner) and not self._over.is_set():
+                await self._edge.offer(self.cid, self._bridge, link, owner, epoch)
+                await asyncio.sleep(OFFER_AGAIN_SECONDS)
+        finally:
+            self._offering = False
 
     def _deliver(self, delivery: Delivery) -> None:
         now, body = self._edge.loop.time(), delivery.body
@@ -443,6 +492,7 @@ class Call:
         match kind:
             case "started" if not self._speech_open:
                 self._speech_open = True
+                self._speech_began = self._edge.loop.time()
                 self._act()  # the cut turn's `playStream.stop` goes out before the report
                 self._send(bot.speech_started(), delivery)
                 return

@@ -144,6 +144,21 @@ class Playout:
         if not answered:  # none of its audio had come: the owner waits for a report all the same
             self._actions.append(Played(turn, 0, "cut"))
 
+    def forsake(self, epoch: int) -> list[Played]:
+        """The owners before this epoch are gone: their turns end with what is here.
+
+        Returns:
+            how much of each will have been heard when it has been played to that end.
+        """
+        left = []
+        for turn in self._turns:
+            if turn.id[0] < epoch:
+                if not turn.ended:
+                    turn.ended, turn.outcome = True, "cut"
+                heard = turn.sent_ms + self._media.ms(len(turn.waiting))
+                left.append(Played(turn.id, round(heard), turn.outcome))
+        return left
+
     @property
     def speaking(self) -> bool:
         """Whether the caller is hearing, or is about to hear, a turn."""

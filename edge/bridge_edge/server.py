@@ -58,7 +58,7 @@ class Edge:
     def __init__(self, state: Server, media: Server, settings: Settings) -> None:
         self.settings = settings
         self.loop = asyncio.get_running_loop()
-        self._pod = Pod("edge", state, media, settings, self._info)
+        self._pod = Pod("edge", state, media, settings, self._info, on_beat=self._watch_owners)
         self.pod = self._pod.id
         self.calls = self._pod.calls
         self.outbox = self._pod.outbox
@@ -155,11 +155,28 @@ class Edge:
             return self._pod.taker(record.cid) is None
         return self._pod.fleet.watch.dead(record.edge)
 
-    async def offer(self, cid: str, bridge: str, link: Link) -> None:
-        """Tell the workers that this call looks for an owner."""
+    def dead(self, pod: str) -> bool:
+        """Whether this pod has watched that one die."""
+        return self._pod.fleet.watch.dead(pod)
+
+    def _watch_owners(self) -> None:
+        """At each beat: calls whose owner is dead are offered to the other workers."""
+        for taker in self._pod.takers():
+            if isinstance(taker, Call) and taker.owner and self.dead(taker.owner):
+                taker.orphaned()
+
+    async def offer(self, cid: str, bridge: str, link: Link, owner: str = "", we: int = 0) -> None:
+        """Tell the workers that this call looks for an owner; `owner` and `we`: of the one that it has lost."""
         try:
             await self._pod.fleet.offer(
-                cid=cid, bridge=bridge, why="new", ee=link.epoch, edge=self.pod, owner="", we=0, witness=link.peer_epoch
+                cid=cid,
+                bridge=bridge,
+                why="orphan" if owner else "new",
+                ee=link.epoch,
+                edge=self.pod,
+                owner=owner,
+                we=we,
+                witness=link.peer_epoch,
             )
         except RedisUnavailable as error:
             log.warning("a call could not be offered, trying again", cid=cid, error=str(error))

@@ -206,6 +206,9 @@ class Settings(BaseSettings):
     edge_calls: int = _setting(500, "calls that one edge takes", "calls", low=1, high=100_000)
     drain_seconds: float = _setting(30.0, "time to give calls away after SIGTERM", "seconds", low=0, high=7200)
     accept_timeout: float = _setting(8.0, "a call without an agent by then is refused", "seconds", low=0.5, high=60)
+    ask_again: str = _setting(
+        "Sorry, could you say that again?", "what the agent says when a caller's words were lost with a worker"
+    )
     failover_target: Plain | None = _setting(None, "where a call is transferred that cannot go on; unset: it is ended")
 
     # A call

@@ -49,10 +49,17 @@ class Pod:
         state: Redis with call state and transcripts.
         media: Redis with the inboxes; usually the same.
         info: what the others are told about this pod (load, capacity, draining, bridges …).
+        on_beat: called after each look at the other pods.
     """
 
     def __init__(
-        self, role: Role, state: Server, media: Server, settings: Settings, info: Callable[[], Mapping[str, Any]]
+        self,
+        role: Role,
+        state: Server,
+        media: Server,
+        settings: Settings,
+        info: Callable[[], Mapping[str, Any]],
+        on_beat: Callable[[], None] | None = None,
     ) -> None:
         self.role = role
         self.id = f"{role}-{socket.gethostname()[:40]}-{uuid.uuid4().hex[:8]}"
@@ -63,6 +70,7 @@ class Pod:
         self.inbox = Inbox(media, self.id, self._deliver, lost=self._inbox_lost)
         self.outbox = Outbox(media, self.id, self._unreachable)
         self._info = info
+        self._on_beat = on_beat
         self._takers: dict[str, Taker] = {}
         self._empty = asyncio.Event()
         self._empty.set()
@@ -86,6 +94,10 @@ class Pod:
         if not self._takers:
             self._empty.set()
 
+    def takers(self) -> list[Taker]:
+        """The calls that are here now."""
+        return list(self._takers.values())
+
     def taker(self, cid: str) -> Taker | None:
         return self._takers.get(cid)
 
@@ -95,7 +107,7 @@ class Pod:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.inbox.run())
                 tasks.create_task(self.outbox.run())
-                tasks.create_task(self.fleet.run(lambda: dict(self._info())))
+                tasks.create_task(self.fleet.run(lambda: dict(self._info()), on_beat=self._on_beat))
         finally:
             # within a second, or the others find out by themselves
             with contextlib.suppress(TimeoutError, BridgeError):

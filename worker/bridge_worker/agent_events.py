@@ -6,7 +6,7 @@ Wire before handlers (SDK reference §5.2 rule 3): what the caller or VAIC must 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from bridge_shared.protocol import deepgram as dg
 from bridge_shared.redis.calls import Line
 from bridge_shared.types import deepgram as types
 from bridge_shared.types import extra
-from bridge_worker.recovery import HISTORY_ITEMS, FunctionRecord, Recovery, recover
+from bridge_worker.recovery import CHARACTERS_PER_SECOND, HISTORY_ITEMS, FunctionRecord, Recovery, recover
 from bridge_worker.speech import LineHeard
 
 if TYPE_CHECKING:
@@ -31,11 +31,16 @@ REFUSALS = {"INJECT_AGENT_MESSAGE_DURING_USER_SPEECH", "INJECT_AGENT_MESSAGE_DUR
 class AgentEvents:
     """Carries out the agent's events for one conversation."""
 
-    def __init__(self, conversation: Conversation) -> None:
+    def __init__(self, conversation: Conversation, said: Sequence[Line]) -> None:
+        """`said`: what was said under former owners."""
         self._c = conversation
         self._functions: deque[FunctionRecord] = deque(maxlen=HISTORY_ITEMS)
-        self._heard: dict[str, LineHeard] = {}
-        self._echo = ""
+        self._heard: dict[str, LineHeard] = {
+            line.id: LineHeard(line.id, line.heard_ms, line.interrupted) for line in said if line.heard_ms is not None
+        }
+        self._echo = self._agent_echo = ""
+        for line in said:
+            self._text(line.role, line.content)
         self._ignored: dict[str, int] = {}
 
     @property
@@ -110,16 +115,36 @@ class AgentEvents:
         self._c.event("warning", types.WarningEvent(self._id, code=failure.code, description=description))
         self._c.event("session_resumed", extra.SessionResumedEvent(self._id, "agent_lost"))
 
-    def recover(self) -> Recovery:
+    def recover(self, *, caller_speaks: bool) -> Recovery:
         """How the conversation goes on with a new agent."""
+        recovery = recover(self._lines(), self._functions, caller_speaks=caller_speaks)
+        self._echo, self._agent_echo = recovery.caller_says, recovery.agent_says
+        return recovery
+
+    def taken_over(self) -> None:
+        """Tell the handlers that the call is here now, and was elsewhere."""
+        self._c.event("session_resumed", extra.SessionResumedEvent(self._id, "worker_lost"))
+
+    def former_turn(self, turn: tuple[int, int], heard_ms: float, *, whole: bool) -> list[LineHeard]:
+        """How much was heard of the lines of a former owner's turn, by the usual speed of speech."""
+        heard: list[LineHeard] = []
+        left = float(heard_ms)
+        for line in self._lines():
+            if line.turn == f"{turn[0]}-{turn[1]}" and line.role == "assistant":
+                spoken = len(line.content) / CHARACTERS_PER_SECOND * 1000
+                part = spoken if whole else min(spoken, max(0.0, left))
+                heard.append(LineHeard(line.id, round(part), part < spoken))
+                left -= spoken
+        self.heard(heard)
+        return heard
+
+    def _lines(self) -> list[Line]:
         lines = []
         for entry, fields in self._c.lines.lines:
             heard = self._heard.get(entry)
             ms, interrupted = (heard.heard_ms, heard.interrupted) if heard is not None else (None, False)
             lines.append(Line(entry, fields["role"], fields["content"], fields["at"], fields["turn"], ms, interrupted))
-        recovery = recover(lines, self._functions)
-        self._echo = recovery.caller_says
-        return recovery
+        return lines
 
     def heard(self, lines: Iterable[LineHeard]) -> None:
         """How much of some lines the caller heard."""
@@ -138,6 +163,11 @@ class AgentEvents:
     def _agent_says(self, content: str) -> None:
         c = self._c
         c.injections.said("assistant", content)
+        echo, self._agent_echo = self._agent_echo, ""
+        if content == echo:  # what the caller had not heard, said again: it is in the transcript already
+            c.speech.begin()
+            c.tell(Kind.SPEECH, ["agent", content])
+            return
         entry = self._store("assistant", content, c.speech.begin())
         c.speech.line(entry)
         c.tell(Kind.SPEECH, ["agent", content])

@@ -45,6 +45,13 @@ def build(
     return settings
 
 
+def secret(value: Any) -> bool:
+    """Whether an amendment has something in it that must not be stored: credentials, or headers of an endpoint."""
+    if isinstance(value, dict):
+        return any(key in ("headers", "credentials") or secret(part) for key, part in value.items())
+    return isinstance(value, list) and any(map(secret, value))
+
+
 def amended(config: Mapping[str, Any], kind: str, value: Any) -> dict[str, Any]:
     """The configuration with an update in it; the one given stays as it is.
 

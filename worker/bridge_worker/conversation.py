@@ -18,7 +18,7 @@ import contextlib
 import math
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -31,7 +31,7 @@ from bridge_shared.frames import Frame, Kind
 from bridge_shared.link import Delivery, Link, LinkEvent, PeerChanged, Reread, Side
 from bridge_shared.protocol import deepgram as dg
 from bridge_shared.protocol.media import media
-from bridge_shared.redis.calls import CallKeys, Claimed, Ended
+from bridge_shared.redis.calls import CallKeys, Claimed, Ended, Line
 from bridge_shared.redis.transcripts import FencedStream
 from bridge_shared.types.audiocodes import (
     AudioCodesActivity,
@@ -47,7 +47,7 @@ from bridge_worker.agent_events import AgentEvents
 from bridge_worker.commands import Commands, Injections
 from bridge_worker.microphone import Microphone
 from bridge_worker.session import SessionState
-from bridge_worker.speech import Speech, TurnOver
+from bridge_worker.speech import LineHeard, Speech, Turn, TurnOver
 
 if TYPE_CHECKING:
     from bridge_worker.worker import Hosted, Worker
@@ -66,6 +66,10 @@ FIRST_BACKOFF, LONGEST_BACKOFF = 0.2, 2.0
 LANES_SECONDS = 2.0
 LINES_SECONDS = 5.0
 LAST_FRAMES_SECONDS = 2.0
+REPLAY_SECONDS = 0.5
+"""For the edge to say, at a takeover, whether the caller is speaking."""
+
+UNHEARD_SECONDS = 2.0
 END_TRIES_SECONDS = 30.0
 SILENT_SECONDS = 2.0
 """An edge that says nothing for so long may have died, and the caller's socket with it."""
@@ -99,9 +103,11 @@ class Conversation:
         worker: the pod.
         hosted: the bridge whose configuration and handlers apply.
         claimed: what the claim returned; its epoch is this conversation's.
+        said: what was said before, under former owners. A call that is active already is taken over: its
+            agent is replaced, and nobody is greeted.
     """
 
-    def __init__(self, worker: Worker, hosted: Hosted, claimed: Claimed) -> None:
+    def __init__(self, worker: Worker, hosted: Hosted, claimed: Claimed, said: Sequence[Line] = ()) -> None:
         record = claimed.record
         self.cid = record.cid
         self.we = claimed.we
@@ -111,7 +117,13 @@ class Conversation:
         self.record = record
         self.media = media(record.media_format)
         self.speech = Speech(claimed.we, self.media)
-        self.lines = FencedStream(worker.state, CallKeys.of(self.cid).transcript, claimed.we, on_fenced=self._fenced)
+        self.lines = FencedStream(
+            worker.state,
+            CallKeys.of(self.cid).transcript,
+            claimed.we,
+            history=[(line.id, line.fields) for line in said],
+            on_fenced=self._fenced,
+        )
         self.agent: Agent | None = None
         self.ready = asyncio.Event()
         """Nobody need wait for the agent: it takes messages now, or the call is over."""
@@ -120,7 +132,7 @@ class Conversation:
         self.transfer_failed: asyncio.Event = asyncio.Event()
         self.closed = asyncio.Event()
         """The call has ended and its `session_end` handlers have run."""
-        self.accepted = False
+        self.accepted = record.state == "active"
         self.leaving = False
         """VAIC was asked to hang up or to transfer, and `session.end` is the answer to that."""
 
@@ -135,7 +147,7 @@ class Conversation:
             Side.WORKER, self.cid, worker.pod, epoch=claimed.we, now=now, peer_pod=claimed.edge, peer_epoch=claimed.ee
         )
         self.injections = Injections(self)
-        self._events = AgentEvents(self)
+        self._events = AgentEvents(self, said)
         self._over: asyncio.Future[Ending | None] = self.loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -149,6 +161,14 @@ class Conversation:
         self._turn_over_at = self._play_finished_at = -math.inf
         self._settings: Mapping[str, Any] = hosted.config.deepgram_config or {}
         """The agent's, as the application has amended them in this call."""
+        for kind, value in (record.settings or {}).get("amended", ()):
+            self._settings = agent_settings.amended(self._settings, kind, value)
+        self._amended: list[tuple[str, Any]] = list((record.settings or {}).get("amended", ()))
+        self._unheard: deque[bytes] = deque()
+        """Caller audio that waits for a new agent, the newest two seconds."""
+        self._unheard_bytes = 0
+        self._replay: int | str | None = None
+        """What the edge says about the caller at a takeover: milliseconds of an utterance that go again, or "ask"."""
         self._asked: deque[tuple[str, Any]] = deque()
         """Amendments that the agent has not confirmed."""
 
@@ -207,15 +227,8 @@ class Conversation:
 
     async def _talk(self) -> None:
         """Reach the agent, accept the call, and keep an agent on the line until the call ends."""
-        settings = self.worker.settings
         try:
-            # the edge counts as well, and gives up without a word of why
-            agent = await self._open(None, settings.accept_timeout * 0.9)
-            try:
-                await self._accept()
-            except BaseException:
-                await agent.close()
-                raise
+            agent = await (self._take_over() if self.accepted else self._begin())
             failures = 0
             while True:
                 began = self.loop.time()
@@ -227,11 +240,8 @@ class Conversation:
                 metrics.agent_reconnects.inc()
                 log.warning("agent lost, connecting again", cid=self.cid, code=failure.code, tries=failures)
                 self._agent_gone()
-                recovery = self._events.recover()
-                agent = await self._open(list(recovery.history), settings.lost_seconds, after=failure)
+                agent = await self._replace_agent(failure)
                 self._events.reconnected(failure)
-                if recovery.caller_says:
-                    agent.say(agent.machine.inject_user(recovery.caller_says))
         except AgentFailed as failure:
             self._agent_failed(failure)
         except Fenced:
@@ -240,6 +250,40 @@ class Conversation:
             log.exception("the agent's side failed", cid=self.cid)
             description = f"The bridge failed ({type(error).__name__}: {error})"
             self._agent_failed(AgentFailed("reader_error", description, retryable=False, cause=error))
+
+    async def _begin(self) -> Agent:
+        """Reach the agent of a new call, and accept it."""
+        # the edge counts as well, and gives up without a word of why
+        agent = await self._open(None, self.worker.settings.accept_timeout * 0.9)
+        try:
+            await self._accept()
+        except BaseException:
+            await agent.close()
+            raise
+        return agent
+
+    async def _take_over(self) -> Agent:
+        """Reach a new agent for a call whose owner is gone."""
+        metrics.takeovers.inc()
+        log.info("call taken over", cid=self.cid, session_id=self.session.session_id)
+        self.session._state = SessionState.ACTIVE
+        self._active_at = self.loop.time() - _seconds_since(self.record.active_at)
+        self._events.taken_over()
+        await self.within(REPLAY_SECONDS, lambda: self._replay is not None or self.over)
+        return await self._replace_agent(None)
+
+    async def _replace_agent(self, failure: AgentFailed | None) -> Agent:
+        """A new agent that goes on with the conversation, and the right party speaking next (DESIGN §7)."""
+        replay, self._replay = self._replay, None
+        recovery = self._events.recover(caller_speaks=bool(replay))
+        agent = await self._open(list(recovery.history), self.worker.settings.lost_seconds, after=failure)
+        if replay == "ask":
+            agent.say(agent.machine.inject_agent(self.worker.settings.ask_again))
+        elif recovery.caller_says:
+            agent.say(agent.machine.inject_user(recovery.caller_says))
+        elif recovery.agent_says:
+            agent.say(agent.machine.inject_agent(recovery.agent_says))
+        return agent
 
     async def _open(
         self, history: list[dict[str, Any]] | None, seconds: float, after: AgentFailed | None = None
@@ -294,6 +338,11 @@ class Conversation:
         self.agent = agent
         now = self.loop.time()
         self._microphone = Microphone(self.media, now, stream_open=self._microphone.is_open)
+        while self._unheard:
+            audio = self._unheard.popleft()
+            self._microphone.audio(len(audio), now)
+            agent.hear(audio)
+        self._unheard_bytes = 0
         for kind, value in self._asked:  # unconfirmed when the former connection broke
             agent.say(getattr(agent.machine, f"update_{kind}")(value))
         self.ready.set()
@@ -334,7 +383,15 @@ class Conversation:
             if asked[0] == kind:
                 self._asked.remove(asked)
                 self._settings = agent_settings.amended(self._settings, *asked)
+                self._amended.append(asked)
+                self.tasks.create_task(self._keep_amended())
                 return
+
+    async def _keep_amended(self) -> None:
+        """Amendments go with the call to its next owner, all but those with a secret in them (DESIGN §6)."""
+        kept = [asked for asked in self._amended if not agent_settings.secret(asked[1])]
+        with contextlib.suppress(BridgeError):  # the next amendment writes them all again
+            await self.worker.calls.amend(self.cid, we=self.we, fields={"settings": {"amended": kept}})
 
     def _agent_gone(self) -> None:
         """No more of the turn will come: what is with the edge is played out, and the turn ends there."""
@@ -435,11 +492,18 @@ class Conversation:
                 self._microphone.audio(len(body[0]), now)
                 if self.agent is not None:
                     self.agent.hear(body[0])
+                else:
+                    self._keep_unheard(body[0])
                 return
+            case Kind.REPLAY:
+                self._replay = body[0]
             case Kind.ACTIVITY:
                 return self._activity(body[1], delivery)
             case Kind.PLAYED:
-                for over in self.speech.played(tuple(body[0]), body[1], body[2]):
+                turn = (body[0][0], body[0][1])
+                if turn[0] < self.we and body[2] != "playing":
+                    self._keep_heard_of_former(turn, body[1], whole=body[2] == "finished")
+                for over in self.speech.played(turn, body[1], body[2]):
                     self._turn_over(over)
             case Kind.USTREAM:
                 self._microphone.stream(body[0])
@@ -486,10 +550,23 @@ class Conversation:
         if over.announce:
             self._events.audio_done()
         self._events.heard(over.lines)
-        self.tasks.create_task(self._keep_heard(over))
+        self.tasks.create_task(self._keep_heard(over.lines))
 
-    async def _keep_heard(self, over: TurnOver) -> None:
-        for line in over.lines:
+    def _keep_unheard(self, audio: bytes) -> None:
+        self._unheard.append(audio)
+        self._unheard_bytes += len(audio)
+        while self._unheard_bytes > self.media.nbytes(UNHEARD_SECONDS * 1000):
+            dropped = len(self._unheard.popleft())
+            self._unheard_bytes -= dropped
+            metrics.audio_dropped_ms.labels(where="no_agent").inc(self.media.ms(dropped))
+
+    def _keep_heard_of_former(self, turn: Turn, heard_ms: int, *, whole: bool) -> None:
+        """The edge tells how much will have been heard of a turn whose owner is gone."""
+        lines = self._events.former_turn(turn, heard_ms, whole=whole)
+        self.tasks.create_task(self._keep_heard(lines))
+
+    async def _keep_heard(self, lines: Iterable[LineHeard]) -> None:
+        for line in lines:
             with contextlib.suppress(RedisUnavailable):  # a figure; the lines themselves are safe
                 await self.worker.calls.heard(self.cid, line.entry, line.heard_ms, line.interrupted)
 
@@ -701,6 +778,13 @@ def _tries(failure: AgentFailed) -> int:
     if failure.code in OURS:
         return RECONNECTS
     return {dg.Retry.NO: 0, dg.Retry.ONCE: 1, dg.Retry.LIMITED: 2}.get(dg.retry_for(failure.code), RECONNECTS)
+
+
+def _seconds_since(moment: str) -> float:
+    """Seconds from an ISO 8601 moment to now, by the wall clock; 0 if there is none."""
+    if not moment:
+        return 0.0
+    return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
 
 
 def _now() -> str:

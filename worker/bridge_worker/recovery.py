@@ -49,16 +49,21 @@ class FunctionRecord:
     item: dict[str, Any]
 
 
-def recover(lines: Sequence[Line], functions: Iterable[FunctionRecord] = ()) -> Recovery:
+def recover(
+    lines: Sequence[Line], functions: Iterable[FunctionRecord] = (), *, caller_speaks: bool = False
+) -> Recovery:
     """Decide how the conversation goes on.
 
     Args:
         lines: the transcript in order. A line of the agent with `interrupted` was heard for `heard_ms` only;
             one without `heard_ms` counts as heard.
         functions: the finished function calls, in order.
+        caller_speaks: the caller is in mid-utterance, and will be answered: nothing is said again.
     """
-    past, caller_says = _unanswered(list(lines))
-    agent_says = "" if caller_says else _unheard(past)
+    past, caller_says, agent_says = list(lines), "", ""
+    if not caller_speaks:
+        past, caller_says = _unanswered(past)
+        agent_says = "" if caller_says else _unheard(past)
     waiting = list(functions)
     items: list[dict[str, Any]] = []
     for line in past:

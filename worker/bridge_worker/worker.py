@@ -28,6 +28,7 @@ FULL_LOAD_WAIT_SECONDS = 0.02
 
 CLOSING_SECONDS = 10.0
 KEEP_SECONDS = 60.0
+ORPHAN_ROOM = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +135,16 @@ class Worker:
     def _wanted(self, offer: Offer) -> bool:
         return (
             not self._draining
-            and offer.why == "new"
+            and offer.why in ("new", "orphan")
             and offer.bridge in self.hosted
             and offer.cid not in self._claiming
             and offer.cid not in self._conversations
-            and self._pod.load + len(self._claiming) < self.settings.worker_calls
+            and self._pod.load + len(self._claiming) < self._room(offer.why)
         )
+
+    def _room(self, why: str) -> float:
+        """How many calls may be here: capacity binds new ones, an orphan may go half beyond (DESIGN §7)."""
+        return self.settings.worker_calls * (ORPHAN_ROOM if why == "orphan" else 1.0)
 
     async def _claim(self, offer: Offer) -> None:
         try:
@@ -158,7 +163,8 @@ class Worker:
     async def _serve(self, hosted: Hosted, claimed: Claimed) -> None:
         cid = claimed.record.cid
         try:
-            conversation = self._conversations[cid] = Conversation(self, hosted, claimed)
+            said = await self.calls.transcript(cid) if claimed.record.state == "active" else []
+            conversation = self._conversations[cid] = Conversation(self, hosted, claimed, said)
             self._pod.know(conversation)
             try:
                 await conversation.run()

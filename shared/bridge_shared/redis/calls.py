@@ -165,6 +165,11 @@ class Line:
     heard_ms: int | None = None
     interrupted: bool = False
 
+    @property
+    def fields(self) -> dict[str, str]:
+        """The fields of its entry."""
+        return {"role": self.role, "content": self.content, "at": self.at, "turn": self.turn}
+
 
 @dataclass(frozen=True, slots=True)
 class CallKeys:

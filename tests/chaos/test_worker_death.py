@@ -1,0 +1,152 @@
+"""A worker dies in the middle of a call: the caller stays on the line, and the agent remembers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from bridge_shared.redis.calls import Calls, Line
+from bridge_shared.redis.connection import connect
+from bridge_sim.agent import AgentScript, SimulatedAgent
+from bridge_sim.agent_connection import AgentConnection
+from bridge_sim.caller import SimulatedCall
+from bridge_sim.plan import CallPlan
+from pods import Pod, Pods, application
+
+HELLO = "Hello, this is the parcel desk. How can I help you?"
+SECONDS = 10.0
+
+
+class Scene:
+    """One call over one edge, with two workers of which one has it."""
+
+    def __init__(self, pods: Pods, agent: SimulatedAgent, call: SimulatedCall, workers: list[Pod], url: str) -> None:
+        self.agent, self.call = agent, call
+        self._pods, self._workers, self._url = pods, workers, url
+
+    @property
+    def connection(self) -> AgentConnection:
+        """The agent's latest connection."""
+        return self.agent.connections[-1]
+
+    async def transcript(self) -> list[Line]:
+        server = await connect(self._url, name="test")
+        try:
+            return await Calls(server, "fleet", transcript_ttl=3600).transcript(self.call.conversation_id)
+        finally:
+            await server.close()
+
+    async def kill_the_owner(self) -> None:
+        """SIGKILL the worker that has the call."""
+        server = await connect(self._url, name="test")
+        try:
+            record = await Calls(server, "fleet", transcript_ttl=3600).read(self.call.conversation_id)
+        finally:
+            await server.close()
+        assert record is not None
+        owner = next(worker for worker in self._workers if worker.logged("agent connected"))
+        owner.kill()
+
+    async def new_agent(self) -> AgentConnection:
+        """The agent connection that replaced the first one."""
+        await self.agent.wait_for(lambda agent: len(agent.connections) == 2 and agent.connections[1].ready, SECONDS)
+        return self.agent.connections[1]
+
+
+@contextlib.asynccontextmanager
+async def scene(
+    redis_url: str, folder: Path, *, greeting: str | None = None, script: AgentScript | None = None
+) -> AsyncIterator[Scene]:
+    async with (
+        SimulatedAgent(script or AgentScript(think_s=0.0)) as agent,
+        Pods(redis_url, agent.url, application(folder)) as pods,
+    ):
+        edge, *workers = await asyncio.gather(pods.edge(), pods.worker(), pods.worker())
+        async with SimulatedCall(edge.url, CallPlan(barge_in=True)) as call:
+            await call.connect()
+            await call.initiate()
+            yield Scene(pods, agent, call, workers, redis_url)
+
+
+def texts(lines: list[Line]) -> list[tuple[str, str]]:
+    return [(line.role, line.content) for line in lines]
+
+
+async def test_after_a_worker_died_in_silence_the_agent_knows_what_was_said_and_answers(
+    redis_url: str, tmp_path: Path
+) -> None:
+    async with scene(redis_url, tmp_path) as s:
+        await s.call.say("thank_you")
+        await s.call.wait_answer()
+        await s.kill_the_owner()
+        agent = await s.new_agent()
+        assert [item["content"] for item in agent.context][-2:] == [
+            "Thank you very much for your help.",
+            "You are welcome.",
+        ]
+        assert "greeting" not in agent.settings["agent"]
+        await s.call.say("opening_hours")
+        await s.call.wait_answer()
+        await s.call.hang_up()
+        lines = texts(await s.transcript())
+    assert s.call.report().violations == []
+    assert lines[-2:] == [
+        ("user", "What are your opening hours, please?"),
+        ("assistant", "We are open from eight to six, Monday to Friday."),
+    ]
+    assert len(set(lines)) == len(lines)
+
+
+async def test_what_the_caller_had_said_unanswered_when_a_worker_died_is_answered(
+    redis_url: str, tmp_path: Path
+) -> None:
+    async with scene(redis_url, tmp_path, script=AgentScript(think_s=3.0)) as s:
+        await s.call.say("thank_you")
+        await s.connection.wait_for(lambda agent: agent.texts and agent.texts[-1][0] == "user", SECONDS)
+        await asyncio.sleep(0.3)
+        await s.kill_the_owner()
+        agent = await s.new_agent()
+        await agent.wait_for(lambda agent: ("assistant", "You are welcome.") in agent.texts, SECONDS)
+        await s.call.wait_answer()
+        await s.call.hang_up()
+        lines = texts(await s.transcript())
+    assert lines.count(("user", "Thank you very much for your help.")) == 1
+    assert lines[-1] == ("assistant", "You are welcome.")
+
+
+async def test_a_caller_who_spoke_when_a_worker_died_is_understood(redis_url: str, tmp_path: Path) -> None:
+    async with scene(redis_url, tmp_path) as s:
+        await s.call.say("thank_you")
+        await s.call.wait_answer()
+        saying = asyncio.create_task(s.call.say("opening_hours"))
+        await asyncio.sleep(0.8)  # of two seconds of speech
+        await s.kill_the_owner()
+        await saying
+        await s.new_agent()
+        await s.call.wait_answer()
+        await s.call.hang_up()
+        lines = texts(await s.transcript())
+    assert lines[-1][0] == "assistant"
+
+
+@pytest.mark.parametrize("after", [0.5, 2.0])
+async def test_what_was_not_heard_when_a_worker_died_is_said_again(
+    after: float, redis_url: str, tmp_path: Path
+) -> None:
+    async with scene(redis_url, tmp_path) as s:
+        await s.call.say("long_story")
+        await s.connection.wait_for(lambda agent: agent.texts and agent.texts[-1][0] == "assistant", 20)
+        await asyncio.sleep(after)
+        await s.kill_the_owner()
+        agent = await s.new_agent()
+        await agent.wait_for(lambda agent: agent.injections, SECONDS)
+        await s.call.wait_answer()
+        await s.call.hang_up()
+        lines = await s.transcript()
+    said = texts(lines)
+    assert len(set(said)) == len(said)
+    assert any(line.interrupted for line in lines)
