@@ -42,6 +42,9 @@ LOOK_SECONDS, LOOK_AGAIN_SECONDS = 2.0, 0.1
 
 OWNER_END_SECONDS = 2.0
 LAST_FRAMES_SECONDS = 2.0
+TIMER_GRAIN = 0.0005
+"""uvloop rounds to milliseconds, and a timer that fires early would fire again at once."""
+
 REPLAY_SECONDS = 1.0
 """An utterance that began so long ago at most is replayed to a new owner; of an older one the agent asks again."""
 
@@ -153,8 +156,9 @@ class Call:
             self._pump()
 
     def on_inbox_lost(self) -> None:
-        """Frames for this call were lost with the inbox: greet the owner."""
+        """Frames for this call were lost with the inbox, and maybe the call's state: look, and greet the owner."""
         if self._link is not None:
+            self._happened([Reread("inbox lost")])
             self._link.open(self._edge.loop.time(), "inbox lost")
             self._pump()
 
@@ -513,6 +517,8 @@ class Call:
         assert self._link is not None
         try:
             record = await self._edge.calls.read(self.cid)
+            if self._playout is not None and (record is None or record.ee < self._link.epoch):
+                record = await self._restore(self._link.epoch)
         except BridgeError as error:
             log.debug("state of the call cannot be read now", cid=self.cid, error=str(error))
             return
@@ -525,6 +531,13 @@ class Call:
             return self._give_up(record.detail or record.reason)
         self._happened(self._link.reread(peer_pod=record.owner, peer_epoch=record.we, now=self._edge.loop.time()))
         self._pump()
+
+    async def _restore(self, epoch: int) -> CallRecord | None:
+        """Redis has lost the call: write what is known here; the owner does the same."""
+        assert self._media is not None
+        fields = {"state": "active", "bridge": self._bridge, "media_format": self._media.token}
+        await self._edge.calls.restore(self.cid, fields, edge=self._edge.pod, ee=epoch)
+        return await self._edge.calls.read(self.cid)
 
     # ── the end ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -598,7 +611,9 @@ class Call:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_at = due
-            self._timer = self._edge.loop.call_at(max(due, now), self._timer_fired) if due < math.inf else None
+            self._timer = (
+                self._edge.loop.call_at(max(due, now) + TIMER_GRAIN, self._timer_fired) if due < math.inf else None
+            )
 
     def _post(self, link: Link) -> None:
         for pod, frame in link.take():

@@ -127,7 +127,10 @@ class Pod:
     def _deliver(self, sender: str, frames: list[Frame]) -> None:
         for frame in frames:
             if (taker := self._takers.get(frame.cid)) is not None:
-                taker.on_frame(sender, frame)
+                try:
+                    taker.on_frame(sender, frame)
+                except Exception:
+                    log.exception("a frame could not be handled", cid=frame.cid, kind=frame.kind)
 
     def _inbox_lost(self) -> None:
         for taker in list(self._takers.values()):

@@ -101,6 +101,7 @@ async def test_after_a_worker_died_in_silence_the_agent_knows_what_was_said_and_
     assert len(set(lines)) == len(lines)
 
 
+@pytest.mark.slow
 async def test_what_the_caller_had_said_unanswered_when_a_worker_died_is_answered(
     redis_url: str, tmp_path: Path
 ) -> None:
@@ -118,6 +119,7 @@ async def test_what_the_caller_had_said_unanswered_when_a_worker_died_is_answere
     assert lines[-1] == ("assistant", "You are welcome.")
 
 
+@pytest.mark.slow
 async def test_a_caller_who_spoke_when_a_worker_died_is_understood(redis_url: str, tmp_path: Path) -> None:
     async with scene(redis_url, tmp_path) as s:
         await s.call.say("thank_you")
@@ -133,7 +135,7 @@ async def test_a_caller_who_spoke_when_a_worker_died_is_understood(redis_url: st
     assert lines[-1][0] == "assistant"
 
 
-@pytest.mark.parametrize("after", [0.5, 2.0])
+@pytest.mark.parametrize("after", [0.5, pytest.param(2.0, marks=pytest.mark.slow)])
 async def test_what_was_not_heard_when_a_worker_died_is_said_again(
     after: float, redis_url: str, tmp_path: Path
 ) -> None:

@@ -33,8 +33,6 @@ REACTION_SECONDS = 2.0
 """An injection that is neither refused nor said by then is taken for accepted: no answer at all is documented
 too, and the message would be said twice (Voice Agent reference §4.1)."""
 
-LATE_SECONDS = 0.3
-"""By so much VAIC may be behind the edge's play clock: the way to it, and its buffer. A hang-up cuts what it plays."""
 
 AGAIN_SECONDS = 0.5
 GIVE_UP_SECONDS = 5.0
@@ -199,7 +197,6 @@ class Commands:
         """Let the last words be heard, tell VAIC, wait for its `session.end` (Bot API reference §4, §7.5)."""
         c, settings = self._c, self._c.worker.settings
         await c.played_out(settings.last_words_seconds)
-        await asyncio.sleep(LATE_SECONDS)
         if c.over:
             return
         c.transfer_failed.clear()

@@ -427,7 +427,8 @@ class Conversation:
         self.pump()
 
     def on_inbox_lost(self) -> None:
-        """Frames for this call were lost with the inbox: greet the edge."""
+        """Frames for this call were lost with the inbox, and maybe the call's state: look, and greet the edge."""
+        self._happened([Reread("inbox lost")])
         self._link.open(self.loop.time(), "inbox lost")
         self.pump()
 
@@ -615,6 +616,9 @@ class Conversation:
         """Ask Redis whose call this is before anything else is said."""
         try:
             record = await self.worker.calls.read(self.cid)
+            if self.accepted and not self.over and (record is None or record.we < self.we):
+                await self._restore()
+                record = await self.worker.calls.read(self.cid)
         except BridgeError as error:
             log.debug("state of the call cannot be read now", cid=self.cid, error=str(error))
             return
@@ -632,6 +636,15 @@ class Conversation:
             self._wait_for_caller()
         self._happened(self._link.reread(peer_pod=record.edge, peer_epoch=record.ee, now=now))
         self.pump()
+
+    async def _restore(self) -> None:
+        """Redis has lost the call: write what is known here, the transcript too; the edge does the same."""
+        log.warning("the call's state is lost in Redis, writing it again", cid=self.cid)
+        known = ("bridge", "caller", "bot", "media_format", "created_ms", "active_ms", "start")
+        fields = {name: self.record.raw[name] for name in known if name in self.record.raw}
+        fields |= {"state": "active", "session_id": self.session.session_id}
+        await self.worker.calls.restore(self.cid, fields, owner=self.worker.pod, we=self.we)
+        self.lines.verify()
 
     def _fenced(self) -> None:
         """Another worker owns the call: stop without a word."""
