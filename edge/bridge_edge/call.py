@@ -48,6 +48,9 @@ TIMER_GRAIN = 0.0005
 REPLAY_SECONDS = 1.0
 """An utterance that began so long ago at most is replayed to a new owner; of an older one the agent asks again."""
 
+ORPHAN_SECONDS = 20.0
+"""A call whose owner is dead waits so long for another one (DESIGN §7)."""
+
 LEAD_IN_SECONDS = 0.2
 """The agent's ear notices speech this much after its beginning."""
 
@@ -113,6 +116,8 @@ class Call:
         self._bad: dict[str, int] = {}
         self._began = edge.loop.time()
         self.cid = ""
+        self._ours = False
+        """This socket has created the call, or is attached to it."""
 
     async def run(self) -> None:
         """Serve the socket until the call needs it no longer; then it is closed.
@@ -173,11 +178,13 @@ class Call:
     async def _read(self) -> None:
         try:
             async with asyncio.timeout(FIRST_MESSAGE_SECONDS):
-                self._take(await self._socket.recv())
+                while self._bot.state == "new":
+                    self._take(await self._socket.recv())
             async for message in self._socket:
                 self._take(message)
         except TimeoutError:
-            log.warning("no message came on a new connection, closing it", remote=str(self._socket.remote_address))
+            metrics.calls_refused.labels(reason="silent").inc()
+            log.info("a new connection began no call, closing it", remote=str(self._socket.remote_address))
         except EOFError:
             pass  # a socket of the application's has ended
         except ConnectionClosed as closed:
@@ -187,6 +194,8 @@ class Call:
         await self._socket_gone()
 
     def _take(self, message: str | bytes) -> None:
+        if len(message) > self._edge.settings.max_message_bytes:
+            return self._skipped("too_big", f"{len(message)} characters")
         for event in self._bot.receive(message):
             self._heard_from_vaic(event)
         self._pump()
@@ -272,7 +281,10 @@ class Call:
                 metrics.calls_refused.labels(reason="edge_full").inc()
                 return await self._refuse("This bridge is at its capacity", end="")
             attached = await self._edge.calls.attach(cid, edge=self._edge.pod, new=fields)
+            self._ours = attached.status == "created"
             if attached.status == "live" and self._edge.deserted(attached.record):
+                if attached.record is None or attached.record.media_format not in (initiate.formats or ()):
+                    return await self._refuse("The conversation is live in another media format", end="")
                 return await self._go_on(bridge)
             if attached.status != "created":
                 return await self._refuse(f"Conversation {cid} is {attached.status} already", end="")
@@ -326,6 +338,7 @@ class Call:
 
     def _attach(self, attached: Attached, media_format: str) -> None:
         now = self._edge.loop.time()
+        self._ours = True
         self._media = media(media_format)
         self._link = Link(
             Side.EDGE,
@@ -445,8 +458,11 @@ class Call:
     async def _offer_orphan(self, link: Link) -> None:
         owner, epoch = link.peer_pod, link.peer_epoch
         log.warning("the owner of the call is dead", cid=self.cid, owner=owner)
+        until = self._edge.loop.time() + ORPHAN_SECONDS
         try:
             while link.peer_epoch == epoch and self._edge.dead(owner) and not self._over.is_set():
+                if self._edge.loop.time() >= until:
+                    return await self._refuse("No worker is free to go on with the call")
                 await self._edge.offer(self.cid, self._bridge, link, owner, epoch)
                 await asyncio.sleep(OFFER_AGAIN_SECONDS)
         finally:
@@ -572,7 +588,7 @@ class Call:
         self._over.set()
 
     async def _end_in_redis(self, reason: str, detail: str) -> None:
-        if self.cid:
+        if self._ours:  # never a call that this socket has only named
             try:
                 # a refused initiate is reported to handlers as in the original (SDK reference §14)
                 await self._edge.calls.end(self.cid, reason=reason, detail=detail, report=reason == "hangup")
@@ -663,6 +679,8 @@ class Call:
                 while self._outgoing:
                     data, delivery = self._outgoing[0]
                     await self._socket.send(data, text=True)
+                    if not self._outgoing:  # the socket was lost meanwhile, and what waited for it with it
+                        break
                     self._outgoing.popleft()
                     self._backlog -= len(data)
                     self._progress.set()

@@ -28,6 +28,9 @@ from bridge_shared.redis.connection import Server
 
 log = logs.get("edge")
 
+MOST_BYTES = 16 * 1024 * 1024
+"""A message beyond this costs the socket; one beyond BRIDGE_MAX_MESSAGE_BYTES is only skipped."""
+
 PING_SECONDS = 20.0
 PONG_SECONDS = 30.0
 """A caller's socket is never closed for a missing pong before 30 s (DESIGN §7)."""
@@ -230,7 +233,7 @@ class Edge:
                 number,
                 process_request=admit,
                 compression=None,
-                max_size=self.settings.max_message_bytes,
+                max_size=MOST_BYTES,
                 ping_interval=PING_SECONDS,
                 ping_timeout=PONG_SECONDS,
                 close_timeout=1.0,

@@ -175,7 +175,7 @@ class Settings(BaseSettings):
         "wss://agent.deepgram.com/v1/agent/converse", "the Voice Agent endpoint", repr=False
     )
     agent_limit: int | None = _setting(
-        None, "agent connections of the whole fleet; unset: no limit", "connections", low=1, high=1_000_000
+        None, "agent connections of the whole fleet; not used by this version yet", "connections", low=1, high=1_000_000
     )
     agent_open_timeout: float = _setting(6.0, "one try to open an agent connection", "seconds", low=0.5, high=60)
 
@@ -183,8 +183,10 @@ class Settings(BaseSettings):
     ac_token: Annotated[Secret, AfterValidator(_tokens)] | None = _setting(
         None, "bearer tokens that callers must show, separated by commas"
     )
-    oidc_issuer: IssuerUrl | None = _setting(None, "issuer of OAuth 2.0 tokens that callers must show")
-    oidc_audience: Plain | None = _setting(None, "audience that those tokens must be made for")
+    oidc_issuer: IssuerUrl | None = _setting(
+        None, "issuer of OAuth 2.0 tokens; refused at the start, not supported yet"
+    )
+    oidc_audience: Plain | None = _setting(None, "audience of those tokens; likewise")
     open_door: bool = _setting(False, "lets everyone in when no token and no issuer is set")
     host: Plain = _setting("0.0.0.0", "address to listen on, for callers and for the admin port")
     port: int | None = _setting(
@@ -195,8 +197,8 @@ class Settings(BaseSettings):
     )
 
     # Administration
-    admin_port: int = _setting(0, "port of /healthz, /readyz, /metrics and /v1; 0: a free one", low=0, high=65535)
-    admin_token: Secret | None = _setting(None, "bearer token of /v1; unset: /v1 is closed")
+    admin_port: int = _setting(0, "port of /healthz, /readyz and /metrics; 0: a free one", low=0, high=65535)
+    admin_token: Secret | None = _setting(None, "bearer token of /v1; not used by this version yet")
     log_level: Level = _setting("INFO", "the least level of our own records")
     log_format: Literal["auto", "text", "json"] = _setting("auto", "auto: text on a terminal, JSON lines otherwise")
 

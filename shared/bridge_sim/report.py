@@ -95,7 +95,7 @@ class CallReport:
     def wav(self, path: str | Path) -> None:
         """Write what the caller heard in real time, silence where nothing was played, as a 16-bit WAV file."""
         rate = max((media(heard.media_format).rate for heard in self.heard), default=8000)
-        with wave.open(str(path), "wb") as file:
+        with Path(path).open("wb") as raw, wave.open(raw, "wb") as file:
             file.setnchannels(1)
             file.setsampwidth(2)
             file.setframerate(rate)

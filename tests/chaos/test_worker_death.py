@@ -14,19 +14,18 @@ from bridge_shared.redis.connection import connect
 from bridge_sim.agent import AgentScript, SimulatedAgent
 from bridge_sim.agent_connection import AgentConnection
 from bridge_sim.caller import SimulatedCall
-from bridge_sim.plan import CallPlan
+from bridge_sim.plan import CallPlan, CallProblem
 from pods import Pod, Pods, application
 
-HELLO = "Hello, this is the parcel desk. How can I help you?"
 SECONDS = 10.0
 
 
 class Scene:
     """One call over one edge, with two workers of which one has it."""
 
-    def __init__(self, pods: Pods, agent: SimulatedAgent, call: SimulatedCall, workers: list[Pod], url: str) -> None:
+    def __init__(self, agent: SimulatedAgent, call: SimulatedCall, workers: list[Pod], url: str) -> None:
         self.agent, self.call = agent, call
-        self._pods, self._workers, self._url = pods, workers, url
+        self._workers, self._url = workers, url
 
     @property
     def connection(self) -> AgentConnection:
@@ -40,16 +39,9 @@ class Scene:
         finally:
             await server.close()
 
-    async def kill_the_owner(self) -> None:
+    def kill_the_owner(self) -> None:
         """SIGKILL the worker that has the call."""
-        server = await connect(self._url, name="test")
-        try:
-            record = await Calls(server, "fleet", transcript_ttl=3600).read(self.call.conversation_id)
-        finally:
-            await server.close()
-        assert record is not None
-        owner = next(worker for worker in self._workers if worker.logged("agent connected"))
-        owner.kill()
+        next(worker for worker in self._workers if worker.logged("agent connected")).kill()
 
     async def new_agent(self) -> AgentConnection:
         """The agent connection that replaced the first one."""
@@ -59,17 +51,17 @@ class Scene:
 
 @contextlib.asynccontextmanager
 async def scene(
-    redis_url: str, folder: Path, *, greeting: str | None = None, script: AgentScript | None = None
+    redis_url: str, folder: Path, *, script: AgentScript | None = None, workers: int = 2
 ) -> AsyncIterator[Scene]:
     async with (
         SimulatedAgent(script or AgentScript(think_s=0.0)) as agent,
         Pods(redis_url, agent.url, application(folder)) as pods,
     ):
-        edge, *workers = await asyncio.gather(pods.edge(), pods.worker(), pods.worker())
-        async with SimulatedCall(edge.url, CallPlan(barge_in=True)) as call:
+        edge, *started = await asyncio.gather(pods.edge(), *(pods.worker() for _ in range(workers)))
+        async with SimulatedCall(edge.url, CallPlan(barge_in=True, turn_timeout_s=40)) as call:
             await call.connect()
             await call.initiate()
-            yield Scene(pods, agent, call, workers, redis_url)
+            yield Scene(agent, call, started, redis_url)
 
 
 def texts(lines: list[Line]) -> list[tuple[str, str]]:
@@ -82,7 +74,7 @@ async def test_after_a_worker_died_in_silence_the_agent_knows_what_was_said_and_
     async with scene(redis_url, tmp_path) as s:
         await s.call.say("thank_you")
         await s.call.wait_answer()
-        await s.kill_the_owner()
+        s.kill_the_owner()
         agent = await s.new_agent()
         assert [item["content"] for item in agent.context][-2:] == [
             "Thank you very much for your help.",
@@ -109,7 +101,7 @@ async def test_what_the_caller_had_said_unanswered_when_a_worker_died_is_answere
         await s.call.say("thank_you")
         await s.connection.wait_for(lambda agent: agent.texts and agent.texts[-1][0] == "user", SECONDS)
         await asyncio.sleep(0.3)
-        await s.kill_the_owner()
+        s.kill_the_owner()
         agent = await s.new_agent()
         await agent.wait_for(lambda agent: ("assistant", "You are welcome.") in agent.texts, SECONDS)
         await s.call.wait_answer()
@@ -126,7 +118,7 @@ async def test_a_caller_who_spoke_when_a_worker_died_is_understood(redis_url: st
         await s.call.wait_answer()
         saying = asyncio.create_task(s.call.say("opening_hours"))
         await asyncio.sleep(0.8)  # of two seconds of speech
-        await s.kill_the_owner()
+        s.kill_the_owner()
         await saying
         await s.new_agent()
         await s.call.wait_answer()
@@ -143,7 +135,7 @@ async def test_what_was_not_heard_when_a_worker_died_is_said_again(
         await s.call.say("long_story")
         await s.connection.wait_for(lambda agent: agent.texts and agent.texts[-1][0] == "assistant", 20)
         await asyncio.sleep(after)
-        await s.kill_the_owner()
+        s.kill_the_owner()
         agent = await s.new_agent()
         await agent.wait_for(lambda agent: agent.injections, SECONDS)
         await s.call.wait_answer()
@@ -152,3 +144,13 @@ async def test_what_was_not_heard_when_a_worker_died_is_said_again(
     said = texts(lines)
     assert len(set(said)) == len(said)
     assert any(line.interrupted for line in lines)
+
+
+@pytest.mark.slow
+async def test_a_caller_whose_worker_died_and_for_whom_there_is_no_other_is_told_so(
+    redis_url: str, tmp_path: Path
+) -> None:
+    async with scene(redis_url, tmp_path, workers=1) as s:
+        s.kill_the_owner()
+        with pytest.raises(CallProblem, match="No worker is free to go on with the call"):
+            await s.call.wait_end()

@@ -191,7 +191,7 @@ def _handshake(code: str, description: str, *, retryable: bool = False) -> Agent
 
 def _refused(error: InvalidStatus) -> AgentFailed:
     status = error.response.status_code
-    body = bytes(error.response.body or b"")[:300].decode(errors="replace")
+    body = " ".join(bytes(error.response.body or b"")[:300].decode(errors="replace").split())
     mend = {401: "Check DEEPGRAM_API_KEY", 402: "Check the account's credit", 429: "The project is at its limit"}
     description = f"Deepgram refused the connection: HTTP {status} {body}. {mend.get(status, '')}".rstrip(". ")
     retryable = dg.retry_for_status(status) is not dg.Retry.NO

@@ -33,7 +33,6 @@ REACTION_SECONDS = 2.0
 """An injection that is neither refused nor said by then is taken for accepted: no answer at all is documented
 too, and the message would be said twice (Voice Agent reference §4.1)."""
 
-
 AGAIN_SECONDS = 0.5
 GIVE_UP_SECONDS = 5.0
 """How long a refused injection is tried again, once the agent has finished its turn."""

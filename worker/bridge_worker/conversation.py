@@ -28,7 +28,7 @@ import orjson
 from bridge_shared import logs, metrics
 from bridge_shared.errors import AgentFailed, BridgeError, Fenced, RedisUnavailable
 from bridge_shared.frames import Frame, Kind
-from bridge_shared.link import Delivery, Link, LinkEvent, PeerChanged, Reread, Side
+from bridge_shared.link import Delivery, Link, LinkEvent, LinkFull, PeerChanged, Reread, Side
 from bridge_shared.protocol import deepgram as dg
 from bridge_shared.protocol.media import media
 from bridge_shared.redis.calls import CallKeys, Claimed, Ended, Line
@@ -440,7 +440,7 @@ class Conversation:
     def tell(self, kind: Kind, body: list[Any]) -> None:
         """Send a control frame to the edge, behind the speech that is due; `pump` puts it on its way."""
         self._send_speech()
-        self._link.send(kind, body, self.loop.time())
+        self._send(kind, body)
 
     def activities(self, activities: list[dict[str, Any]], *, repeatable: bool) -> None:
         """Send activities to VAIC."""
@@ -468,7 +468,15 @@ class Conversation:
             if nbytes:
                 self._link.send_audio(kind, body, nbytes, now)
             else:
-                self._link.send(kind, body, now)
+                self._send(kind, body)
+
+    def _send(self, kind: Kind, body: list[Any]) -> None:
+        try:
+            self._link.send(kind, body, self.loop.time())
+        except LinkFull as error:
+            if not self.over:
+                log.error("the edge does not confirm anything, the call ends", cid=self.cid, error=str(error))
+            self.end("error", "overrun")
 
     def _timer_fired(self) -> None:
         self._timer, self._timer_at = None, math.inf

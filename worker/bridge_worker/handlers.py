@@ -192,6 +192,7 @@ class Lane:
         self._session = session
         self._queue: deque[tuple[str, Any, Done | None]] = deque()
         self._working = False
+        self._overflowed = False
         self._away = 0
         self.closed = False
         """Nothing more is handled but what is running."""
@@ -252,9 +253,9 @@ class Lane:
         full = len(self._queue) >= LANE_LENGTH
         if full:
             metrics.handler_errors.labels(event="dropped").inc()
-            log.error(
-                "handlers are too slow, an event is dropped", event_name=name, session_id=self._session.session_id
-            )
+            if not self._overflowed:
+                self._overflowed = True
+                log.error("handlers are too slow, events are dropped", session_id=self._session.session_id)
         if full or self.closed:
             if done is not None:
                 done()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import logging
 import os
 import sys
 import threading
@@ -245,6 +246,9 @@ class Process:
             return await asyncio.wrap_future(self._starting)
         self._starting = concurrent.futures.Future()
         try:
+            if not commanded() and not logging.getLogger().handlers:
+                # a plain `python app.py` that set up no logging should still say what goes on
+                logs.configure(self.settings.log_level, self.settings.log_format)
             self.prepare()
             await self._cross(self._open())
             self._signals.install()
