@@ -14,7 +14,7 @@ from bridge_shared.redis.connection import connect
 from bridge_sim.agent import AgentScript, SimulatedAgent
 from bridge_sim.agent_connection import AgentConnection
 from bridge_sim.caller import SimulatedCall
-from bridge_sim.plan import CallPlan, CallProblem
+from bridge_sim.plan import CallPlan
 from pods import Pod, Pods, application
 
 SECONDS = 10.0
@@ -152,5 +152,7 @@ async def test_a_caller_whose_worker_died_and_for_whom_there_is_no_other_is_told
 ) -> None:
     async with scene(redis_url, tmp_path, workers=1) as s:
         s.kill_the_owner()
-        with pytest.raises(CallProblem, match="No worker is free to go on with the call"):
-            await s.call.wait_end()
+        await s.call.wait_end()
+    report = s.call.report()
+    problem = "the bot sent session.error: No worker is free to go on with the call"
+    assert (report.end, report.problem) == ("refused", problem)
