@@ -590,8 +590,11 @@ class Call:
     async def _end_in_redis(self, reason: str, detail: str) -> None:
         if self._ours:  # never a call that this socket has only named
             try:
-                # a refused initiate is reported to handlers as in the original (SDK reference §14)
-                await self._edge.calls.end(self.cid, reason=reason, detail=detail, report=reason == "hangup")
+                # a refused initiate is reported to handlers as in the original (SDK reference §14); so is a call
+                # whose owner was too slow, for it may have told them of an error already
+                owned = self._link is not None and self._link.connected and detail != "abandoned"
+                report = reason == "hangup" or owned
+                await self._edge.calls.end(self.cid, reason=reason, detail=detail, report=report)
             except BridgeError as error:
                 log.warning("the end of the call could not be recorded", cid=self.cid, error=str(error))
 

@@ -70,6 +70,9 @@ REPLAY_SECONDS = 0.5
 """For the edge to say, at a takeover, whether the caller is speaking."""
 
 UNHEARD_SECONDS = 2.0
+TOLD_SECONDS = 0.8
+"""For a refusal to reach the edge before its own patience ends."""
+
 END_TRIES_SECONDS = 30.0
 SILENT_SECONDS = 2.0
 """An edge that says nothing for so long may have died, and the caller's socket with it."""
@@ -254,7 +257,8 @@ class Conversation:
     async def _begin(self) -> Agent:
         """Reach the agent of a new call, and accept it."""
         # the edge counts as well, and gives up without a word of why
-        agent = await self._open(None, self.worker.settings.accept_timeout * 0.9)
+        patience = self.worker.settings.accept_timeout
+        agent = await self._open(None, max(patience - TOLD_SECONDS, patience / 2))
         try:
             await self._accept()
         except BaseException:
