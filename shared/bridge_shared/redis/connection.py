@@ -24,7 +24,7 @@ from bridge_shared.redis.wire import REPLY_SECONDS, Backoff, Lone, Place, Script
 
 log = logs.get("redis")
 
-REACH_SECONDS: Final = 2.0
+REACH_SECONDS: Final = 2.5
 """How long `connect` goes on trying before it gives up."""
 
 AGAIN_SECONDS: Final = 2.5
