@@ -130,7 +130,7 @@ class Edge:
         """Why this pod should get no new calls; None = it should."""
         if self._draining:
             return "draining"
-        if not self._ports:
+        if not self._ports or any(port.listener is None for port in self._ports.values()):
             return "not listening yet"
         if self.full:
             return "at capacity"
