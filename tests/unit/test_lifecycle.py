@@ -270,6 +270,7 @@ from bridge_shared.lifecycle import Signals
 
 mine = lambda *_: print("mine")
 signal.signal(signal.SIGTERM, mine)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
 drains, kills = [], []
 signals = Signals(lambda: drains.append(1), lambda: kills.append(1))
 with signals:
