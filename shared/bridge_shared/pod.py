@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 from bridge_shared import logs, metrics
 from bridge_shared.config import Settings
 from bridge_shared.errors import BridgeError
-from bridge_shared.frames import Frame
+from bridge_shared.frames import Frame, Kind
 from bridge_shared.redis.calls import Calls
 from bridge_shared.redis.connection import Server
 from bridge_shared.redis.fleet import Fleet
@@ -50,6 +50,7 @@ class Pod:
         media: Redis with the inboxes; usually the same.
         info: what the others are told about this pod (load, capacity, draining, bridges …).
         on_beat: called after each look at the other pods.
+        on_command: called with each COMMAND frame and the pod that sent it.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Pod:
         settings: Settings,
         info: Callable[[], Mapping[str, Any]],
         on_beat: Callable[[], None] | None = None,
+        on_command: Callable[[str, Frame], None] | None = None,
     ) -> None:
         self.role = role
         self.id = f"{role}-{socket.gethostname()[:40]}-{uuid.uuid4().hex[:8]}"
@@ -71,6 +73,7 @@ class Pod:
         self.outbox = Outbox(media, self.id, self._unreachable)
         self._info = info
         self._on_beat = on_beat
+        self._on_command = on_command
         self._takers: dict[str, Taker] = {}
         self._empty = asyncio.Event()
         self._empty.set()
@@ -126,9 +129,14 @@ class Pod:
 
     def _deliver(self, sender: str, frames: list[Frame]) -> None:
         for frame in frames:
-            if (taker := self._takers.get(frame.cid)) is not None:
+            taker = self._takers.get(frame.cid)
+            if taker is not None or frame.kind == Kind.COMMAND:
                 try:
-                    taker.on_frame(sender, frame)
+                    if frame.kind == Kind.COMMAND:
+                        if self._on_command is not None:
+                            self._on_command(sender, frame)
+                    elif taker is not None:
+                        taker.on_frame(sender, frame)
                 except Exception:
                     log.exception("a frame could not be handled", cid=frame.cid, kind=frame.kind)
 

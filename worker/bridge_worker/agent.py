@@ -7,8 +7,9 @@ stream, Voice Agent reference §6) and written by another. Whatever ends it beco
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -49,28 +50,41 @@ class Agent:
         Raises:
             AgentFailed: with Deepgram's own code if it refused, `connect_failed` if it was not reached in time.
         """
-        awaited = "the connection"
-        try:
-            async with asyncio.timeout(seconds):
+        until = asyncio.get_running_loop().time() + seconds
+        agent = await cls.reach(url, key, media, seconds=seconds)
+        await agent.apply(settings, seconds=seconds, until=until)
+        return agent
+
+    @classmethod
+    async def reach(cls, url: str, key: str, media: Media, *, seconds: float) -> Agent:
+        """Connect up to Welcome; `apply` comes next, soon: Deepgram waits about ten seconds. Otherwise as `open`."""
+        until = asyncio.get_running_loop().time() + seconds
+        with _explained("the connection", seconds):
+            async with asyncio.timeout_at(until):
                 socket = await _connect(url, key)
-                machine = dg.AgentClient()
-                try:
-                    awaited = "Welcome"
+        machine = dg.AgentClient()
+        try:
+            with _explained("Welcome", seconds):
+                async with asyncio.timeout_at(until):
                     await _expect(socket, machine, dg.Welcome)
-                    await socket.send(machine.settings(settings), text=True)
-                    awaited = "SettingsApplied"
-                    await _expect(socket, machine, dg.SettingsApplied)
-                except BaseException:
-                    socket.transport.abort()
-                    raise
-        except TimeoutError as error:
-            description = f"The agent was not ready within {seconds:g} s: no answer while waiting for {awaited}"
-            raise AgentFailed("connect_failed", description, retryable=True, cause=error) from error
-        except ConnectionClosed as error:
-            description = f"The agent closed the connection before {awaited}"
-            raise AgentFailed("connect_failed", description, retryable=True, cause=error) from error
-        log.info("agent connected", request_id=machine.request_id)
+        except BaseException:
+            socket.transport.abort()
+            raise
         return cls(socket, machine, media)
+
+    async def apply(self, settings: Mapping[str, Any], *, seconds: float, until: float | None = None) -> None:
+        """Send the settings and wait until they are applied, `seconds` in all, or to the moment `until` of the
+        loop's clock. If that fails, or is cancelled, the connection is closed. Raises as `open`."""
+        until = asyncio.get_running_loop().time() + seconds if until is None else until
+        try:
+            with _explained("SettingsApplied", seconds):
+                async with asyncio.timeout_at(until):
+                    await self._socket.send(self.machine.settings(settings), text=True)
+                    await _expect(self._socket, self.machine, dg.SettingsApplied)
+        except BaseException:
+            self._socket.transport.abort()
+            raise
+        log.info("agent connected", request_id=self.machine.request_id)
 
     async def events(self) -> AsyncIterator[dg.AgentEvent]:
         """All that the agent says, in order, until the connection ends.
@@ -137,6 +151,19 @@ class Agent:
                 self._queued_audio -= len(message)
                 metrics.audio_dropped_ms.labels(where="agent_slow").inc(self._media.ms(len(message)))
                 return
+
+
+@contextlib.contextmanager
+def _explained(awaited: str, seconds: float) -> Iterator[None]:
+    """What went wrong while something was awaited, as an `AgentFailed`."""
+    try:
+        yield
+    except TimeoutError as error:
+        description = f"The agent was not ready within {seconds:g} s: no answer while waiting for {awaited}"
+        raise AgentFailed("connect_failed", description, retryable=True, cause=error) from error
+    except ConnectionClosed as error:
+        description = f"The agent closed the connection before {awaited}"
+        raise AgentFailed("connect_failed", description, retryable=True, cause=error) from error
 
 
 async def _connect(url: str, key: str) -> ClientConnection:

@@ -5,6 +5,7 @@ Wire before handlers (SDK reference §5.2 rule 3): what the caller or VAIC must 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -58,6 +59,7 @@ class AgentEvents:
             case dg.ConversationText(role="assistant", content=content):
                 self._agent_says(content)
             case dg.UserStartedSpeaking():
+                c.caller_spoke_at = c.loop.time()
                 c.speech.cut(c.loop.time())
                 c.tell(Kind.SPEECH, ["started", ""])
                 c.event("user_started_speaking", types.UserStartedSpeakingEvent(session_id=self._id))
@@ -121,9 +123,9 @@ class AgentEvents:
         self._echo, self._agent_echo = recovery.caller_says, recovery.agent_says
         return recovery
 
-    def taken_over(self) -> None:
+    def taken_over(self, why: str) -> None:
         """Tell the handlers that the call is here now, and was elsewhere."""
-        self._c.event("session_resumed", extra.SessionResumedEvent(self._id, "worker_lost"))
+        self._c.event("session_resumed", extra.SessionResumedEvent(self._id, why))
 
     def former_turn(self, turn: tuple[int, int], heard_ms: float, *, whole: bool) -> list[LineHeard]:
         """How much was heard of the lines of a former owner's turn, by the usual speed of speech."""
@@ -152,6 +154,7 @@ class AgentEvents:
 
     def _user_said(self, content: str) -> None:
         c = self._c
+        c.caller_spoke_at = -math.inf
         echo, self._echo = self._echo, ""
         if content == echo:  # what we said again for the caller: it is in the transcript already
             return

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import orjson
 
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from bridge_worker.worker import Hosted, Worker
 
 T = TypeVar("T")
+Why = Literal["worker_lost", "handover"]
+"""How a call came to another worker."""
 
 log = logs.get("worker.conversation")
 
@@ -68,6 +70,12 @@ LINES_SECONDS = 5.0
 LAST_FRAMES_SECONDS = 2.0
 REPLAY_SECONDS = 0.5
 """For the edge to say, at a takeover, whether the caller is speaking."""
+
+LEAD_IN_MS = 200
+"""The edge says again so much of what came before; more than that is an utterance."""
+
+UTTERANCE_SECONDS = 10.0
+"""A caller who began to speak is waited for this long; what is not a word by then was a noise."""
 
 UNHEARD_SECONDS = 2.0
 TOLD_SECONDS = 0.8
@@ -108,9 +116,20 @@ class Conversation:
         claimed: what the claim returned; its epoch is this conversation's.
         said: what was said before, under former owners. A call that is active already is taken over: its
             agent is replaced, and nobody is greeted.
+        why: how such a call came here.
+        agent: for such a call, one that waits for its settings already.
     """
 
-    def __init__(self, worker: Worker, hosted: Hosted, claimed: Claimed, said: Sequence[Line] = ()) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        hosted: Hosted,
+        claimed: Claimed,
+        said: Sequence[Line] = (),
+        *,
+        why: Why = "worker_lost",
+        agent: Agent | None = None,
+    ) -> None:
         record = claimed.record
         self.cid = record.cid
         self.we = claimed.we
@@ -127,9 +146,13 @@ class Conversation:
             history=[(line.id, line.fields) for line in said],
             on_fenced=self._fenced,
         )
+        self._why: Why = why
+        self._prepared = agent
         self.agent: Agent | None = None
         self.ready = asyncio.Event()
         """Nobody need wait for the agent: it takes messages now, or the call is over."""
+        self.caller_spoke_at = -math.inf
+        """When the caller began to speak, as long as it is not known what was said."""
         self.peer_ended = asyncio.Event()
         """VAIC has sent `session.end`."""
         self.transfer_failed: asyncio.Event = asyncio.Event()
@@ -200,6 +223,8 @@ class Conversation:
                     timer.cancel()
             if not self._over.done():
                 self._over.cancel()
+            if self._prepared is not None:
+                await self._prepared.close()
             self._closed()
 
     def end(self, reason: str, detail: str = "") -> None:
@@ -212,6 +237,29 @@ class Conversation:
     def over(self) -> bool:
         """The end has begun."""
         return self._over.done()
+
+    @property
+    def attachment(self) -> tuple[str, int]:
+        """The edge that has the caller, and its epoch."""
+        return self._link.peer_pod, self._link.peer_epoch
+
+    @property
+    def quiet(self) -> bool:
+        """Nobody speaks or is about to, and nothing is half done: the call can change hands unheard."""
+        last = next(reversed(self.lines.lines), None)
+        return (
+            self.accepted
+            and self.agent is not None
+            and self.loop.time() - self.caller_spoke_at > UTTERANCE_SECONDS
+            and not (self.speech.speaking or self.injections.busy or self.leaving or self._asked)
+            and (last is None or last[1]["role"] != "user")
+            and not (self.telephony.busy or self.agent_lane.busy)
+            and self._link.settled
+        )
+
+    def look(self) -> None:
+        """Another worker says that it has the call: ask Redis."""
+        self._happened([Reread("taken")])
 
     def shut_down(self) -> None:
         """The pod ends and nobody takes the call: hang up, and end it."""
@@ -267,20 +315,32 @@ class Conversation:
         return agent
 
     async def _take_over(self) -> Agent:
-        """Reach a new agent for a call whose owner is gone."""
-        metrics.takeovers.inc()
-        log.info("call taken over", cid=self.cid, session_id=self.session.session_id)
+        """Reach a new agent for a call that another worker had."""
+        if self._why == "worker_lost":
+            metrics.takeovers.inc()
+        log.info("call taken over", cid=self.cid, session_id=self.session.session_id, why=self._why)
         self.session._state = SessionState.ACTIVE
         self._active_at = self.loop.time() - _seconds_since(self.record.active_at)
-        self._events.taken_over()
+        self._events.taken_over(self._why)
         await self.within(REPLAY_SECONDS, lambda: self._replay is not None or self.over)
         return await self._replace_agent(None)
 
     async def _replace_agent(self, failure: AgentFailed | None) -> Agent:
         """A new agent that goes on with the conversation, and the right party speaking next (DESIGN §7)."""
         replay, self._replay = self._replay, None
-        recovery = self._events.recover(caller_speaks=bool(replay))
-        agent = await self._open(list(recovery.history), self.worker.settings.lost_seconds, after=failure)
+        in_utterance = replay == "ask" or (isinstance(replay, int) and replay > LEAD_IN_MS)
+        recovery = self._events.recover(caller_speaks=in_utterance)
+        history = list(recovery.history)
+        agent, self._prepared = self._prepared, None
+        if agent is not None:
+            try:
+                message = agent_settings.build(self._settings, self.media, history=history)
+                await agent.apply(message, seconds=self.worker.settings.agent_open_timeout)
+            except AgentFailed as again:
+                metrics.agent_errors.labels(code=again.code).inc()
+                agent, failure = None, again
+        if agent is None:
+            agent = await self._open(history, self.worker.settings.lost_seconds, after=failure)
         if replay == "ask":
             agent.say(agent.machine.inject_agent(self.worker.settings.ask_again))
         elif recovery.caller_says:
@@ -295,7 +355,7 @@ class Conversation:
         """Connect, trying again within `seconds` as long as that may help."""
         settings = self.worker.settings
         message = agent_settings.build(self._settings, self.media, history=history)
-        key = self.hosted.config.deepgram_api_key or settings.deepgram_key or ""
+        key = self.hosted.key(settings)
         deadline = self.loop.time() + seconds
         pause, failure, tries = FIRST_BACKOFF, after, 0
         while True:

@@ -193,6 +193,8 @@ class Lane:
         self._queue: deque[tuple[str, Any, Done | None]] = deque()
         self._working = False
         self._overflowed = False
+        self._given = self._handled = 0
+        """Events put in, by the media thread; and those that are through, in the customer's loop."""
         self._away = 0
         self.closed = False
         """Nothing more is handled but what is running."""
@@ -207,8 +209,14 @@ class Lane:
         """
         if not self._handlers.wants(name) and done is None:
             return
+        self._given += 1
         if not self._handlers.post(lambda: self._put(name, event, done)) and done is not None:
             done()
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is queued or running. From the media thread, which alone puts things in."""
+        return not self.closed and self._handled < self._given
 
     def when_idle(self, done: Done) -> None:
         """Call `done` in the customer's loop once nothing is queued or running here, from the media thread."""
@@ -237,6 +245,7 @@ class Lane:
             while self._queue:
                 name, event, done = self._queue.popleft()
                 await self._handlers.fire(self._session, name, event, self)
+                self._handled += 1
                 if done is not None:
                     done()
                     done = None
@@ -257,6 +266,7 @@ class Lane:
                 self._overflowed = True
                 log.error("handlers are too slow, events are dropped", session_id=self._session.session_id)
         if full or self.closed:
+            self._handled += 1
             if done is not None:
                 done()
             return

@@ -1,4 +1,6 @@
-"""The worker pod: it finds calls that look for an owner, claims them, and serves each by a `Conversation`."""
+"""The worker pod: it finds calls that look for an owner, claims them, and serves each by a `Conversation`.
+
+When it is told to stop it gives its calls to other workers (`handover`)."""
 
 from __future__ import annotations
 
@@ -6,19 +8,22 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from bridge_shared import __version__, logs
 from bridge_shared.config import Settings
 from bridge_shared.errors import BridgeError
+from bridge_shared.frames import VERSION, Frame, Kind
 from bridge_shared.pod import Pod
 from bridge_shared.redis.calls import Claimed
 from bridge_shared.redis.connection import Server
 from bridge_shared.redis.fleet import Offer, Offers
 from bridge_shared.types.audiocodes import BridgeConfig
-from bridge_worker.conversation import Conversation
+from bridge_worker.agent import Agent
+from bridge_worker.conversation import Conversation, Why
 from bridge_worker.finisher import Finisher
 from bridge_worker.handlers import Handlers
+from bridge_worker.handover import CONNECTS, FOR_OWNER, FOR_TAKER, Giving, Taking, Word
 from bridge_worker.session import Session
 
 log = logs.get("worker")
@@ -29,6 +34,9 @@ FULL_LOAD_WAIT_SECONDS = 0.02
 CLOSING_SECONDS = 10.0
 KEEP_SECONDS = 60.0
 ORPHAN_ROOM = 1.5
+
+QUIET_SECONDS = 20.0
+"""A drain looks this long for a moment in which nobody speaks, at most two thirds of its time (DESIGN §7)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,10 @@ class Hosted:
     handlers: Handlers
     session: Callable[[str], Session]
 
+    def key(self, settings: Settings) -> str:
+        """Deepgram's API key: the application's comes first."""
+        return self.config.deepgram_api_key or settings.deepgram_key or ""
+
 
 class Worker:
     """One worker pod. Make it in the event loop it shall live in."""
@@ -55,7 +67,7 @@ class Worker:
         self.settings = settings
         self.loop = asyncio.get_running_loop()
         self.state = state
-        self._pod = Pod("worker", state, media, settings, self._info)
+        self._pod = Pod("worker", state, media, settings, self._info, on_command=self._commanded)
         self.pod = self._pod.id
         self.calls = self._pod.calls
         self.outbox = self._pod.outbox
@@ -64,6 +76,8 @@ class Worker:
         self._offers = Offers(state, settings.fleet, self._offered)
         self._conversations: dict[str, Conversation] = {}
         self._claiming: set[str] = set()
+        self._giving: dict[str, Giving] = {}
+        self._taking: dict[str, Taking] = {}
         self.opened = asyncio.Event()
         """Other pods can reach this one."""
         self._draining = False
@@ -96,10 +110,15 @@ class Worker:
                     await conversation.closed.wait()
 
     async def drain(self, seconds: float) -> None:
-        """Take no new calls; let the live ones come to their end, at most this long; then hang them up.
-        Cancelling stops the waiting only."""
+        """Take no new calls, and give the live ones to other workers at a quiet moment of each; those that nobody
+        takes may come to their end, all within `seconds`; what is left is hung up. Cancelling stops the waiting."""
         self._draining = True
         log.info("draining", pod=self.pod, calls=self._pod.load, seconds=seconds)
+        connecting = asyncio.Semaphore(CONNECTS)
+        quiet_until = self.loop.time() + min(QUIET_SECONDS, seconds * 2 / 3)
+        for conversation in self._conversations.values():
+            giving = self._giving[conversation.cid] = Giving(conversation, connecting)
+            self._tasks.create_task(giving.run(quiet_until))
         if await self._pod.wait_empty(seconds):
             return
         log.warning("ending calls that are still live", calls=self._pod.load)
@@ -135,7 +154,7 @@ class Worker:
     def _wanted(self, offer: Offer) -> bool:
         return (
             not self._draining
-            and offer.why in ("new", "orphan")
+            and offer.why in ("new", "orphan", "handover")
             and offer.bridge in self.hosted
             and offer.cid not in self._claiming
             and offer.cid not in self._conversations
@@ -143,33 +162,73 @@ class Worker:
         )
 
     def _room(self, why: str) -> float:
-        """How many calls may be here: capacity binds new ones, an orphan may go half beyond (DESIGN §7)."""
-        return self.settings.worker_calls * (ORPHAN_ROOM if why == "orphan" else 1.0)
+        """How many calls may be here: capacity binds new ones, others may go half beyond (DESIGN §7)."""
+        return self.settings.worker_calls * (1.0 if why == "new" else ORPHAN_ROOM)
 
     async def _claim(self, offer: Offer) -> None:
+        hosted, agent = self.hosted[offer.bridge], None
         try:
-            await asyncio.sleep(FULL_LOAD_WAIT_SECONDS * self._pod.load / self.settings.worker_calls)
-            claimed = await self.calls.claim(
-                offer.cid, worker=self.pod, seen_owner=offer.owner, seen_we=offer.we, witness=offer.witness
-            )
+            load = self._pod.load + len(self._claiming) - 1
+            await asyncio.sleep(FULL_LOAD_WAIT_SECONDS * load / self.settings.worker_calls)
+            if offer.why == "handover":
+                taking = self._taking[offer.cid] = Taking(self, hosted, offer)
+                taken = await taking.run()
+                claimed, agent = taken if taken is not None else (None, None)
+            else:
+                claimed = await self.calls.claim(
+                    offer.cid, worker=self.pod, seen_owner=offer.owner, seen_we=offer.we, witness=offer.witness
+                )
         except BridgeError as error:
             log.warning("a call could not be claimed", cid=offer.cid, error=str(error))
             return
         finally:
             self._claiming.discard(offer.cid)
-        if claimed is not None and (hosted := self.hosted.get(offer.bridge)) is not None:
-            await self._serve(hosted, claimed)
+            self._taking.pop(offer.cid, None)
+        if claimed is not None:
+            await self._serve(hosted, claimed, "handover" if agent is not None else "worker_lost", agent)
 
-    async def _serve(self, hosted: Hosted, claimed: Claimed) -> None:
+    # ── hand-over ──────────────────────────────────────────────────────────────────────────────────────
+
+    async def offer(self, conversation: Conversation, why: Literal["handover", "orphan"]) -> None:
+        """Offer a call of ours to the other workers."""
+        c = conversation
+        await self._pod.fleet.offer(
+            cid=c.cid,
+            bridge=c.hosted.name,
+            why=why,
+            ee=c.attachment[1],
+            edge=c.attachment[0],
+            owner=self.pod,
+            we=c.we,
+            witness=c.we,
+        )
+
+    def command(self, pod: str, cid: str, token: str, verb: str) -> None:
+        """Send a word of a hand-over to another pod; it may be lost."""
+        self.outbox.post(pod, Frame(VERSION, cid, 0, 0, 0, 0, 0, Kind.COMMAND, [token, verb, [], ""]))
+
+    def _commanded(self, sender: str, frame: Frame) -> None:
+        match frame.body:
+            case [str(token), str(verb), *_] if verb in FOR_OWNER:
+                if (giving := self._giving.get(frame.cid)) is not None:
+                    giving.mail.put(Word(sender, token, verb))
+                if verb == "taken" and (conversation := self._conversations.get(frame.cid)) is not None:
+                    conversation.look()
+            case [str(token), str(verb), *_] if verb in FOR_TAKER:
+                if (taking := self._taking.get(frame.cid)) is not None:
+                    taking.mail.put(Word(sender, token, verb))
+
+    async def _serve(self, hosted: Hosted, claimed: Claimed, why: Why, agent: Agent | None) -> None:
         cid = claimed.record.cid
         try:
             said = await self.calls.transcript(cid) if claimed.record.state == "active" else []
-            conversation = self._conversations[cid] = Conversation(self, hosted, claimed, said)
+            conversation = self._conversations[cid] = Conversation(self, hosted, claimed, said, why=why, agent=agent)
             self._pod.know(conversation)
             try:
                 await conversation.run()
             finally:
                 del self._conversations[cid]
+                self._giving.pop(cid, None)
                 self._pod.forget(conversation)
         except Exception as error:
             log.exception("a conversation failed", cid=cid)
