@@ -126,6 +126,10 @@ class Edge:
         if not await self._pod.wait_empty(max(0.0, seconds - accept)):
             log.warning("calls were still live at the end of the drain", calls=self._pod.load)
 
+    def on_drain(self, drain: Callable[[], None]) -> None:
+        """Call this when somebody asks the pod to drain (`bridgectl drain`)."""
+        self._pod.on_drain = drain
+
     def not_ready(self) -> str | None:
         """Why this pod should get no new calls; None = it should."""
         if self._draining:

@@ -179,6 +179,14 @@ class Settings(BaseSettings):
     )
     agent_open_timeout: float = _setting(6.0, "one try to open an agent connection", "seconds", low=0.5, high=60)
 
+    agent_session_seconds: float = _setting(
+        6600.0,
+        "age at which an agent connection is replaced in a pause; Deepgram ends it at 7200",
+        "seconds",
+        low=1,
+        high=7200,
+    )
+
     # The door
     ac_token: Annotated[Secret, AfterValidator(_tokens)] | None = _setting(
         None, "bearer tokens that callers must show, separated by commas"

@@ -6,6 +6,7 @@ BridgeError
 ├── RedisRefused       us: Redis understood and said no (a wrong type, an unknown command)
 ├── CallUnknown        the caller of the operation: there is no such call
 ├── CallOver           the caller of the operation: the call has ended
+├── PodUnknown         the caller of the operation: no such pod answers
 ├── Fenced             us: somebody with a higher epoch has this call now; stop acting on it
 └── AgentFailed        Deepgram, or the settings sent to it
 """
@@ -53,6 +54,14 @@ class CallOver(BridgeError):
     def __init__(self, cid: str) -> None:
         self.cid = cid
         super().__init__(f"call {cid!r} has ended")
+
+
+class PodUnknown(BridgeError):
+    """There is no pod of this name, or it does not answer."""
+
+    def __init__(self, pod: str) -> None:
+        self.pod = pod
+        super().__init__(f"no pod {pod!r} answers; `bridgectl pods` lists them")
 
 
 class Fenced(BridgeError):

@@ -18,6 +18,7 @@ from bridge_shared.config import Settings
 from bridge_shared.errors import BridgeError
 from bridge_shared.frames import Frame, Kind
 from bridge_shared.redis.calls import Calls
+from bridge_shared.redis.commands import Commands
 from bridge_shared.redis.connection import Server
 from bridge_shared.redis.fleet import Fleet
 from bridge_shared.redis.inboxes import Inbox, Outbox
@@ -50,7 +51,10 @@ class Pod:
         media: Redis with the inboxes; usually the same.
         info: what the others are told about this pod (load, capacity, draining, bridges …).
         on_beat: called after each look at the other pods.
-        on_command: called with each COMMAND frame and the pod that sent it.
+        on_command: called with each COMMAND frame about a call, and the pod that sent it.
+
+    Attributes:
+        on_drain: called when somebody asks this pod to drain, as SIGTERM would.
     """
 
     def __init__(
@@ -74,6 +78,8 @@ class Pod:
         self._info = info
         self._on_beat = on_beat
         self._on_command = on_command
+        self.on_drain: Callable[[], None] | None = None
+        self._commands = Commands(state)
         self._takers: dict[str, Taker] = {}
         self._empty = asyncio.Event()
         self._empty.set()
@@ -108,6 +114,7 @@ class Pod:
         """Be part of the fleet until cancelled; then leave it. The inbox must have been opened."""
         try:
             async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
                 tasks.create_task(self.inbox.run())
                 tasks.create_task(self.outbox.run())
                 tasks.create_task(self.fleet.run(lambda: dict(self._info()), on_beat=self._on_beat))
@@ -133,12 +140,23 @@ class Pod:
             if taker is not None or frame.kind == Kind.COMMAND:
                 try:
                     if frame.kind == Kind.COMMAND:
-                        if self._on_command is not None:
-                            self._on_command(sender, frame)
+                        self._command(sender, frame)
                     elif taker is not None:
                         taker.on_frame(sender, frame)
                 except Exception:
                     log.exception("a frame could not be handled", cid=frame.cid, kind=frame.kind)
+
+    def _command(self, sender: str, frame: Frame) -> None:
+        match frame.body:
+            case [_, "drain", _, str(reply)] if not frame.cid and self.on_drain is not None:
+                self.on_drain()
+                self._tasks.create_task(self._answer(reply, b"ok"))
+            case _ if self._on_command is not None:
+                self._on_command(sender, frame)
+
+    async def _answer(self, reply: str, answer: bytes) -> None:
+        with contextlib.suppress(BridgeError):  # who asked is told that there was no answer
+            await self._commands.answer(reply, answer)
 
     def _inbox_lost(self) -> None:
         for taker in list(self._takers.values()):

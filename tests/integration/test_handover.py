@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 from bridge_sim.agent import SimulatedAgent
 from bridge_sim.caller import SimulatedCall
 from bridge_sim.plan import CallPlan
-from pods import Pod, Pods, application
+from pods import Pod, Pods, application, environment
 
 RESUMED = """
 @bridge.on("session_resumed")
@@ -81,3 +83,57 @@ async def test_a_call_is_not_handed_over_while_the_agent_speaks(
         latter = agent.connections[1]
         assert "It is in Ulm now." in str(latter.settings["agent"]["context"]["messages"])
         assert b"".join(heard.data for heard in call.report().heard) == bytes(former.spoken) + bytes(latter.spoken)
+
+
+async def test_bridgectl_drain_moves_the_calls_of_a_pod_and_ends_it(
+    redis_url: str, agent: SimulatedAgent, tmp_path: Path
+) -> None:
+    async with Pods(redis_url, agent.url, application(tmp_path)) as pods:
+        edge, first = await asyncio.gather(pods.edge(), pods.worker())
+        async with live_call(edge) as call:
+            listed = json.loads(await bridgectl(redis_url, "pods", "--json"))
+            assert [(pod["role"], pod["calls"]) for pod in listed] == [("worker", 1), ("edge", 1)]
+            await pods.worker()
+            assert "drains" in await bridgectl(redis_url, "drain", listed[0]["pod"])
+            assert await first.ended(15) == 0
+            await call.say("goodbye")
+            await call.wait_answer()
+            await call.hang_up()
+        assert (call.report().problem, call.report().violations) == (None, [])
+        assert "no pod 'nobody' answers" in await bridgectl(redis_url, "drain", "nobody", code=1)
+
+
+async def bridgectl(redis_url: str, *arguments: str, code: int = 0) -> str:
+    """What it prints; it has to end with this code."""
+    program = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "deepgram_audiocodes_bridge.cli",
+        *arguments,
+        env=environment({"REDIS_URL": redis_url}),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await program.communicate()
+    assert program.returncode == code, said.decode()
+    return said.decode()
+
+
+async def test_an_agent_connection_is_replaced_in_a_pause_before_it_becomes_too_old(
+    redis_url: str, agent: SimulatedAgent, tmp_path: Path
+) -> None:
+    app = application(tmp_path, RESUMED)
+    async with Pods(redis_url, agent.url, app, BRIDGE_AGENT_SESSION_SECONDS="4") as pods:
+        edge, worker = await asyncio.gather(pods.edge(), pods.worker())
+        async with live_call(edge) as call:
+            await call.say("thank_you")
+            await call.wait_answer()
+            await agent.wait_for(lambda a: len(a.connections) > 1 and a.connections[1].ready, 20)
+            await call.say("goodbye")
+            await call.wait_answer()
+            await call.hang_up()
+        assert (call.report().problem, call.report().violations) == (None, [])
+        assert set(worker.stdout.splitlines()[:-1]) == {"resumed agent_renewed"}
+        assert agent.connections[0].problems == agent.connections[1].problems == []
+        assert len(agent.connections[1].settings["agent"]["context"]["messages"]) == 2
+        assert not worker.logged("agent lost, connecting again")

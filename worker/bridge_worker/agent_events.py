@@ -117,6 +117,10 @@ class AgentEvents:
         self._c.event("warning", types.WarningEvent(self._id, code=failure.code, description=description))
         self._c.event("session_resumed", extra.SessionResumedEvent(self._id, "agent_lost"))
 
+    def renewed(self) -> None:
+        """Tell the handlers that the agent's connection was replaced before it became too old."""
+        self._c.event("session_resumed", extra.SessionResumedEvent(self._id, "agent_renewed"))
+
     def recover(self, *, caller_speaks: bool) -> Recovery:
         """How the conversation goes on with a new agent."""
         recovery = recover(self._lines(), self._functions, caller_speaks=caller_speaks)

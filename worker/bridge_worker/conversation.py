@@ -71,6 +71,10 @@ LAST_FRAMES_SECONDS = 2.0
 REPLAY_SECONDS = 0.5
 """For the edge to say, at a takeover, whether the caller is speaking."""
 
+WELCOMED_SECONDS = 7.0
+"""How long a connection without its Settings is kept: Deepgram lets it wait a little longer."""
+
+QUIET_LOOK_SECONDS = 0.05
 LEAD_IN_MS = 200
 """The edge says again so much of what came before; more than that is an utterance."""
 
@@ -284,6 +288,11 @@ class Conversation:
             while True:
                 began = self.loop.time()
                 failure = await self._listen(agent)
+                if self._prepared is not None:
+                    failures = 0
+                    agent = await self._replace_agent(None)
+                    self._events.renewed()
+                    continue
                 metrics.agent_errors.labels(code=failure.code).inc()
                 failures = 1 if self.loop.time() - began > SETTLED_SECONDS else failures + 1
                 if failures > _tries(failure):
@@ -374,6 +383,38 @@ class Conversation:
                 if not again.retryable or (again.code not in OURS and tries > _tries(again)):
                     raise
 
+    async def _roll_over(self, agent: Agent) -> None:
+        """Replace a connection that has become old, before Deepgram ends it at two hours (Voice Agent reference §7.4).
+        The next one is opened first, and the two change places when nobody speaks."""
+        settings = self.worker.settings
+        await asyncio.sleep(settings.agent_session_seconds)
+        while self.agent is agent:
+            with contextlib.suppress(AgentFailed):  # there is time; and the loss of the old one is repaired as any
+                key = self.hosted.key(settings)
+                limit = settings.agent_open_timeout
+                following = await Agent.reach(settings.deepgram_url, key, self.media, seconds=limit)
+                try:
+                    quiet = await self.until_quiet(WELCOMED_SECONDS) and self.agent is agent
+                except asyncio.CancelledError:
+                    await following.close()
+                    raise
+                if quiet:
+                    self._prepared = following
+                    self.agent = None  # what the caller says now waits for the next one
+                    self.ready.clear()
+                    return await agent.close()
+                await following.close()
+            await asyncio.sleep(LONGEST_BACKOFF)
+
+    async def until_quiet(self, seconds: float) -> bool:
+        """Wait for a quiet moment, at most so long; whether it has come. Cancelling it changes nothing."""
+        until = self.loop.time() + seconds
+        while (left := until - self.loop.time()) > 0:
+            # looked at again and again, for handlers that return tell nobody
+            if await self.within(min(left, QUIET_LOOK_SECONDS), lambda: self.quiet or self.over):
+                break
+        return self.quiet and not self.over
+
     async def _accept(self) -> None:
         if not await self._until_redis(
             lambda: self.worker.calls.activate(self.cid, we=self.we, session_id=self.session.session_id)
@@ -411,6 +452,7 @@ class Conversation:
             agent.say(getattr(agent.machine, f"update_{kind}")(value))
         self.ready.set()
         writer = self.tasks.create_task(agent.write())
+        roll_over = self.tasks.create_task(self._roll_over(agent))
         try:
             async for event in agent.events():
                 self._events.happened(event)
@@ -427,6 +469,7 @@ class Conversation:
                 self.ready.clear()
             self.agent = None
             writer.cancel()
+            roll_over.cancel()
             self.injections.lost()
             if agent.unsent:
                 log.info("messages to the agent went with its connection", cid=self.cid, messages=agent.unsent)

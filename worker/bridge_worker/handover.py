@@ -46,7 +46,6 @@ READY_SECONDS: Final = 8.0
 
 GONE_SECONDS: Final = 3.0
 AGAIN_SECONDS: Final = 0.5
-LOOK_SECONDS: Final = 0.05
 
 FOR_OWNER: Final = frozenset({"take", "ready", "sorry", "taken"})
 FOR_TAKER: Final = frozenset({"grant", "go", "thaw"})
@@ -129,9 +128,7 @@ class Giving:
         c, now = self._c, self._worker.loop.time
         until = min(now() + READY_SECONDS - ANSWER_SECONDS, quiet_until)
         while now() < until and not c.over:
-            if not c.quiet:
-                await asyncio.sleep(LOOK_SECONDS)  # handlers that return tell nobody
-            elif await c.lines.flush(ANSWER_SECONDS) and c.quiet:
+            if await c.until_quiet(until - now()) and await c.lines.flush(ANSWER_SECONDS) and c.quiet:
                 self._say(taker, "go")
                 await c.within(GONE_SECONDS, lambda: c.over)
                 break

@@ -126,6 +126,10 @@ class Worker:
             conversation.shut_down()
         await self._pod.wait_empty(CLOSING_SECONDS)
 
+    def on_drain(self, drain: Callable[[], None]) -> None:
+        """Call this when somebody asks the pod to drain (`bridgectl drain`)."""
+        self._pod.on_drain = drain
+
     def not_ready(self) -> str | None:
         """Why this pod takes no calls; None = it does."""
         if self._draining:

@@ -10,10 +10,10 @@ import functools
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
@@ -23,9 +23,12 @@ from bridge_shared import config, logs
 from bridge_shared.errors import BridgeError, CallUnknown, ConfigError
 from bridge_shared.lifecycle import new_event_loop
 from bridge_shared.protocol.media import FORMATS
+from bridge_shared.redis.fleet import PodInfo
 from bridge_sim import speech
 from bridge_sim.agent import AgentScript, SimulatedAgent
-from deepgram_audiocodes_bridge import cli_call, local
+from deepgram_audiocodes_bridge import cli_call, local, operations
+
+T = TypeVar("T")
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
@@ -53,6 +56,8 @@ Examples:
 In a cluster (REDIS_URL, DEEPGRAM_API_KEY and AC_TOKEN set):
   bridgectl edge app.py                     a pod that holds callers' sockets
   bridgectl worker app.py                   a pod that runs agents and handlers
+  bridgectl pods                            who is there, and how full
+  bridgectl drain POD                       give its calls to others, then end it
 
 \b
 Exit codes: 0 done, or drained; 2 a setting or an option is wrong; 3 no such call; 1 anything else.
@@ -234,6 +239,59 @@ def show_config(
         cells = [row.name, value, default, row.origin, *([row.help] if roomy else [])]
         table.add_row(*cells, style=None if row.origin == "default" else "bold")
     console.print(table)
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  bridgectl pods
+  bridgectl pods --json"""
+)
+def pods(
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """The pods of the cluster and how full they are."""
+    rows = [operations.pod_row(pod) for pod in _run(_pods(_settings()))]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    console = Console(markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    table = Table(box=None, header_style="bold")
+    for name in ("pod", "role", "calls", "of", "agents", "state", "version", "bridges"):
+        table.add_column(name, justify="right" if name in ("calls", "of", "agents") else "left")
+    for row in rows:
+        state = "draining" if row["draining"] else "ready"
+        cells = (row["pod"], row["role"], row["calls"], row["capacity"], row["agents"], state, row["version"])
+        table.add_row(*map(str, cells), " ".join(map(str, row["bridges"])))
+    console.print(table)
+
+
+@app.command(
+    epilog="""\b
+Example:
+  bridgectl drain worker-bridge-worker-5d9c-1a2b3c4d"""
+)
+def drain(pod: Annotated[str, typer.Argument(metavar="POD", help="As `bridgectl pods` names it.")]) -> None:
+    """Have a pod give its calls to others and end, as SIGTERM would. Returns when it has begun."""
+    _run(_drain(_settings(), pod))
+    say(f"{pod} drains")
+
+
+async def _pods(settings: config.Settings) -> list[PodInfo]:
+    async with operations.cluster(settings) as cluster:
+        return await cluster.pods()
+
+
+async def _drain(settings: config.Settings, pod: str) -> None:
+    async with operations.cluster(settings) as cluster:
+        await cluster.drain(pod)
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(work)
 
 
 async def _serve_agent(simulated: SimulatedAgent) -> None:

@@ -333,8 +333,10 @@ class Process:
             media = await self._reach(settings.media_redis_url, "bridge-media", "BRIDGE_MEDIA_REDIS_URL")
         if role != "worker":
             self.edge = Edge(self.state, media, settings)
+            self.edge.on_drain(self.drain)
         if role != "edge":
             self.worker = Worker(self.state, media, settings)
+            self.worker.on_drain(self.drain)
         admin = Admin(settings.admin_port, settings.host, ready=self._not_ready, healthy=lambda: None)
         admin.bind()
         self._main = asyncio.create_task(self._run(admin), name="pods")

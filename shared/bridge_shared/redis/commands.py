@@ -1,4 +1,4 @@
-"""The two small keys of a COMMAND (LINK): whether it was carried out, and its answer.
+"""A COMMAND (LINK) from whoever is no pod, and its two small keys: whether it was carried out, and its answer.
 
 | key | type | content | lives |
 |---|---|---|---|
@@ -12,19 +12,43 @@ import secrets
 from typing import Final
 
 from bridge_shared.errors import RedisUnavailable
+from bridge_shared.frames import VERSION, Frame, Kind, pack
 from bridge_shared.redis import scripts
 from bridge_shared.redis.calls import CallKeys
 from bridge_shared.redis.connection import Server
+from bridge_shared.redis.outbox import MAXLEN
 
 ONCE_SECONDS: Final = 60
 ANSWER_SECONDS: Final = 30
 
 
 class Commands:
-    """Both sides of a command's book-keeping. Errors as in `Server.execute`."""
+    """Both sides of a command. Errors as in `Server.execute`.
 
-    def __init__(self, server: Server) -> None:
+    Args:
+        media: where the inboxes are, if that is another server.
+    """
+
+    def __init__(self, server: Server, media: Server | None = None) -> None:
         self._server = server
+        self._media = media or server
+
+    async def ask(self, pod: str, verb: str, seconds: float, *, cid: str = "") -> bytes | None:
+        """Have a pod do something.
+
+        Args:
+            cid: the call that it is about; "" for the pod itself.
+
+        Returns:
+            its answer; None if it did not come within `seconds`, or the pod has no inbox. Cancelling: as unanswered.
+        """
+        command = secrets.token_hex(8)
+        reply = f"reply:{command}"
+        frame = Frame(VERSION, cid, 0, 0, 0, 0, 0, Kind.COMMAND, [command, verb, [], reply])
+        entry = await self._media.execute(
+            "XADD", f"inbox:{pod}", "NOMKSTREAM", "MAXLEN", "~", MAXLEN, "*", "f", "", "b", pack([frame])
+        )
+        return None if entry is None else await self.wait_answer(reply, seconds)
 
     async def first(self, cid: str, command: str) -> bool:
         """Whether `command` has not been begun before; from now on it has. Cancelling: it may have been marked."""

@@ -101,7 +101,8 @@ class LatencyReportEvent:
 class SessionResumedEvent:
     """`session_resumed`: the call goes on with a new agent connection, maybe in another process.
 
-    What an application kept in memory for this call may therefore be missing. `reason` is a short word.
+    What an application kept in memory for this call may therefore be missing. `reason`: `agent_lost` or
+    `agent_renewed` in the same process, `worker_lost` or `handover` in another one.
     """
 
     session_id: str
