@@ -115,6 +115,8 @@ class Call:
         self._turn_texts: dict[Turn, list[str]] = {}
         self._bad: dict[str, int] = {}
         self._owner = ""
+        self._understood: list[str] | None = None
+        """Transcript entry and text of what the caller said last."""
         self._began = edge.loop.time()
         self.cid = ""
         self._ours = False
@@ -444,7 +446,7 @@ class Call:
         since = self._speech_began - LEAD_IN_SECONDS if in_speech and fresh else None
         if not in_speech and not self._edge.dead(former):  # given away in a pause, in which the caller may just begin
             since = now - LEAD_IN_SECONDS
-        self._link.replay(since, now, ask=in_speech and not fresh)
+        self._link.replay(since, now, ask=in_speech and not fresh, understood=self._understood)
         self._tell(Kind.USTREAM, [self._stream_open, None])
         for played in self._playout.forsake(event.epoch) if self._playout is not None else ():
             self._tell(Kind.PLAYED, [list(played.turn), played.heard_ms, played.state])
@@ -497,7 +499,7 @@ class Call:
                 self._turn_texts.clear()
                 metrics.cuts.inc()
             case Kind.SPEECH:
-                return self._speech(body[0], body[1], delivery)
+                return self._speech(body[0], body[1], body[2:], delivery)
             case Kind.ACTIVITY:
                 self._leaving = self._leaving or any(activity.get("name") in _LEAVE for activity in body[1])
                 return self._send(self._bot.activities(body[1]), delivery)
@@ -513,7 +515,7 @@ class Call:
                 self._give_up(body[0])
         link.done(delivery, now)
 
-    def _speech(self, kind: str, text: str, delivery: Delivery) -> None:
+    def _speech(self, kind: str, text: str, entry: list[str], delivery: Delivery) -> None:
         """Report the caller's speech, paired and in the order of the Bot API reference §5.4."""
         bot = self._bot
         match kind:
@@ -524,6 +526,7 @@ class Call:
                 self._send(bot.speech_started(), delivery)
                 return
             case "recognition":
+                self._understood = [*entry, text] if entry else None
                 if self._speech_open:
                     self._send(bot.speech_stopped())
                 self._speech_open = False

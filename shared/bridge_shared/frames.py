@@ -37,7 +37,7 @@ class Kind(IntEnum):
     LOST = 19  # []                      the caller's socket is gone
     BACK = 20  # []                      and here again
     END = 21  # [reason_code, reason]
-    REPLAY = 22  # [ms | "ask"]
+    REPLAY = 22  # [ms | "ask", [entry, text]?]
 
     ACCEPT = 32  # [format]
     REFUSE = 33  # [reason]

@@ -260,7 +260,9 @@ class Link:
             self._settle(now)
         self._post(self._out.audio(kind, body, nbytes, now), now)
 
-    def replay(self, since: float | None, now: float, *, ask: bool = False) -> None:
+    def replay(
+        self, since: float | None, now: float, *, ask: bool = False, understood: list[str] | None = None
+    ) -> None:
         """Tell a new owner how the caller's audio continues: the edge's first answer to PeerChanged.
 
         Sends REPLAY before everything else, then the retained audio of the open utterance.
@@ -269,14 +271,16 @@ class Link:
             since: monotonic moment; audio sent from then on goes again. None: none does.
             now: monotonic seconds.
             ask: the open utterance began too long ago; the worker is to ask the caller again.
+            understood: transcript entry and text of what was understood last: it may have died with its owner.
         """
         self._now = now
+        last = [understood] if understood else []
         if not self._opening:  # too late to be first, or to take audio along that was dropped
-            self.send(Kind.REPLAY, ["ask" if ask else 0], now)
+            self.send(Kind.REPLAY, ["ask" if ask else 0, *last], now)
             return
         self._since = inf if since is None else since
         ms = 0 if since is None else max(0, round((now - max(since, now - REPLAY_SECONDS)) * 1000))
-        self._settle(now, (Kind.REPLAY, ["ask" if ask else ms]))
+        self._settle(now, (Kind.REPLAY, ["ask" if ask else ms, *last]))
 
     def drop_audio(self) -> None:
         """Give up all retained audio. After PeerChanged: none of it goes to the new peer."""

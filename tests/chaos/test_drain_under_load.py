@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
 import statistics
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from figures import note
 
 from bridge_shared.redis.calls import Calls
 from bridge_shared.redis.connection import connect
@@ -70,15 +69,7 @@ async def check(redis_url: str, talking: Talk, experiment: str) -> None:
     finally:
         await server.close()
     answers = [ms for report in reports for ms in report.answer_ms]
-    figures = {"experiment": experiment, "p50": statistics.median(answers), "max": max(answers), "turns": len(answers)}
-    note(figures)
-
-
-def note(figures: dict[str, object]) -> None:
-    print(json.dumps(figures))
-    if results := os.environ.get("CHAOS_RESULTS"):
-        with Path(results).open("a") as file:
-            file.write(json.dumps(figures) + "\n")
+    note(experiment, p50=statistics.median(answers), max=max(answers), turns=len(answers))
 
 
 @pytest.fixture

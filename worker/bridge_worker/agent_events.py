@@ -163,9 +163,15 @@ class AgentEvents:
         if content == echo:  # what we said again for the caller: it is in the transcript already
             return
         c.injections.said("user", content)
-        c.tell(Kind.SPEECH, ["recognition", content])
-        self._store("user", content, c.speech.turn)
+        entry = self._store("user", content, c.speech.turn)
+        c.tell(Kind.SPEECH, ["recognition", content, entry])
         c.event("conversation_text", self._text("user", content))
+
+    def understood(self, entry: str, content: str) -> None:
+        """What a former owner told the edge that the caller had said. If it died before that was stored, it is now."""
+        if all(entry != stored for stored, _ in self._c.lines.lines):
+            self._store("user", content, self._c.speech.turn)
+            self._c.event("conversation_text", self._text("user", content))
 
     def _agent_says(self, content: str) -> None:
         c = self._c

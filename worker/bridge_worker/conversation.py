@@ -613,6 +613,8 @@ class Conversation:
                 return
             case Kind.REPLAY:
                 self._replay = body[0]
+                if len(body) > 1:
+                    self._events.understood(*body[1])
             case Kind.ACTIVITY:
                 return self._activity(body[1], delivery)
             case Kind.PLAYED:
