@@ -19,6 +19,7 @@ from bridge_shared.types.audiocodes import BridgeConfig
 from bridge_worker.conversation import Conversation
 from bridge_worker.finisher import Finisher
 from bridge_worker.handlers import Handlers
+from bridge_worker.pace import Gate
 from bridge_worker.session import Session
 
 log = logs.get("worker")
@@ -61,6 +62,8 @@ class Worker:
         self.outbox = self._pod.outbox
         self.hosted: dict[str, Hosted] = {}
         self.finisher = Finisher(self)
+        self.gate = Gate()
+        """Every try to reach an agent passes it."""
         self._offers = Offers(state, settings.fleet, self._offered)
         self._conversations: dict[str, Conversation] = {}
         self._claiming: set[str] = set()
