@@ -175,7 +175,11 @@ class Settings(BaseSettings):
         "wss://agent.deepgram.com/v1/agent/converse", "the Voice Agent endpoint", repr=False
     )
     agent_limit: int | None = _setting(
-        None, "agent connections of the whole fleet; not used by this version yet", "connections", low=1, high=1_000_000
+        None,
+        "agent connections of the whole fleet, beyond which new calls are refused; some are kept for takeovers",
+        "connections",
+        low=1,
+        high=1_000_000,
     )
     agent_stall_seconds: float = _setting(
         10.0,

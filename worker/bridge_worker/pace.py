@@ -57,8 +57,7 @@ class Gate:
     async def enter(self) -> None:
         """Wait for a turn. Cancelling gives it up."""
         async with self._first:
-            while (wait := self._pace.due(self._loop.time()) - self._loop.time()) > 0:
-                await asyncio.sleep(wait)
+            await asyncio.sleep(max(0.0, self._pace.due(self._loop.time()) - self._loop.time()))
             self._pace.went(self._loop.time())
 
     def refused(self) -> None:
