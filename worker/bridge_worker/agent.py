@@ -175,12 +175,15 @@ class Agent:
         return sum(isinstance(message, str) for message in self._queue)
 
     async def close(self) -> None:
-        """End the session at Deepgram, within a second. Cancelling it leaves the rest to the kernel."""
+        """End the session at Deepgram, within a second. Cancelling it breaks the connection off."""
         try:
             async with asyncio.timeout(CLOSE_SECONDS):  # websockets' own limit does not count a full buffer
                 await self._socket.close()
         except TimeoutError:
             self._socket.transport.abort()
+        except BaseException:  # nobody else would: behind a full buffer it stays open for ever
+            self._socket.transport.abort()
+            raise
 
     def _drop_oldest_audio(self) -> None:
         for index, message in enumerate(self._queue):
