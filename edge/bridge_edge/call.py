@@ -283,6 +283,10 @@ class Call:
             if self._edge.full:
                 metrics.calls_refused.labels(reason="edge_full").inc()
                 return await self._refuse("This bridge is at its capacity", end="")
+            why = self._edge.refusal(bridge)
+            if why is not None and await self._edge.calls.read(cid) is None:  # a live call may come back
+                metrics.calls_refused.labels(reason="no_room").inc()
+                return await self._refuse(why, end="")
             attached = await self._edge.calls.attach(cid, edge=self._edge.pod, new=fields)
             self._ours = attached.status == "created"
             if attached.status == "live" and self._edge.deserted(attached.record):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import math
 import os
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any
 
@@ -18,9 +20,9 @@ from websockets.http11 import Request, Response
 
 from bridge_edge.call import Call
 from bridge_edge.door import Door
-from bridge_shared import __version__, logs, metrics
+from bridge_shared import __version__, logs, metrics, room
 from bridge_shared.config import Settings
-from bridge_shared.errors import ConfigError, RedisUnavailable
+from bridge_shared.errors import BridgeError, ConfigError, RedisUnavailable
 from bridge_shared.link import Link
 from bridge_shared.pod import Pod
 from bridge_shared.redis.calls import CallRecord
@@ -37,6 +39,9 @@ PONG_SECONDS = 30.0
 
 ANNOUNCED_SECONDS, LOOK_SECONDS = 2.0, 0.1
 """How long a caller waits for a worker that announces a bridge for it."""
+
+ROOM_SECONDS, STALE_SECONDS = 0.5, 2.0
+"""How often the workers' loads are read; older ones keep no call out."""
 
 DRAIN_ACCEPT_SECONDS = 5.0
 """A draining edge takes calls this long still, until load balancers have seen that it is not ready."""
@@ -71,15 +76,19 @@ class Edge:
         self._accepting = True
         self.opened = asyncio.Event()
         """Other pods can reach this one."""
+        self._loads: list[room.Load] = []
+        self._loads_at = -math.inf
 
     async def run(self) -> None:
         """Be an edge until cancelled; then the listeners close and callers lose their sockets unended,
         so that VAIC resumes their calls elsewhere."""
         await self._pod.inbox.open()
         self.opened.set()
+        looking = asyncio.create_task(self._read_loads())
         try:
             await self._pod.run()
         finally:
+            looking.cancel()
             for port in self._ports.values():
                 if port.listener is not None:
                     port.listener.close(close_connections=False)
@@ -165,6 +174,25 @@ class Edge:
     def dead(self, pod: str) -> bool:
         """Whether this pod has watched that one die."""
         return self._pod.fleet.watch.dead(pod)
+
+    def refusal(self, bridge: str) -> str | None:
+        """Why no worker will take a new call of this bridge, for a person; None = one may, or nobody knows."""
+        if self.loop.time() - self._loads_at > STALE_SECONDS:
+            return None
+        mine = Counter(taker.owner for taker in self._pod.takers() if isinstance(taker, Call))
+        loads = (replace(load, calls=max(load.calls, mine[load.pod])) for load in self._loads)
+        return room.refusal(loads, bridge, waiting=mine[""])
+
+    async def _read_loads(self) -> None:
+        while True:
+            with contextlib.suppress(BridgeError):  # they grow old, and then keep nobody out
+                pods = (await self._pod.fleet.pods()).values()
+                alive = [pod for pod in pods if pod.role == "worker" and not pod.dead]
+                loads = [room.load(pod.pod, pod.info) for pod in alive]
+                self._loads = [load for load in loads if load is not None]
+                if len(self._loads) == len(alive):  # one that cannot be read may have room
+                    self._loads_at = self.loop.time()
+            await asyncio.sleep(ROOM_SECONDS)
 
     def _watch_owners(self) -> None:
         """At each beat: calls whose owner is dead are offered to the other workers."""

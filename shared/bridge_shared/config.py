@@ -175,7 +175,18 @@ class Settings(BaseSettings):
         "wss://agent.deepgram.com/v1/agent/converse", "the Voice Agent endpoint", repr=False
     )
     agent_limit: int | None = _setting(
-        None, "agent connections of the whole fleet; not used by this version yet", "connections", low=1, high=1_000_000
+        None,
+        "agent connections of the whole fleet, beyond which new calls are refused; some are kept for takeovers",
+        "connections",
+        low=1,
+        high=1_000_000,
+    )
+    agent_stall_seconds: float = _setting(
+        10.0,
+        "an agent that shows no sign of answering the caller is replaced, twice as late each time; 0: never",
+        "seconds",
+        low=0,
+        high=600,
     )
     agent_open_timeout: float = _setting(6.0, "one try to open an agent connection", "seconds", low=0.5, high=60)
 

@@ -17,22 +17,33 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 
 from bridge_shared import logs, metrics
 from bridge_shared.errors import AgentFailed
+from bridge_shared.keepalive import notice_half_open
 from bridge_shared.protocol import deepgram as dg
 from bridge_shared.protocol.media import Media
 from bridge_shared.types.errors import DeepgramHandshakeError
+from bridge_worker.watchdog import SILENT_SECONDS, AnswerWatch, LineWatch
 
 log = logs.get("worker.agent")
 
-PING_SECONDS = 5.0
-PONG_SECONDS = 10.0
+CLOSE_SECONDS = 1.0
 QUEUED_SECONDS = 2.0
 """Caller audio that may wait for a slow agent; the oldest is dropped beyond it (§5.2)."""
+
+
+class _Connection(ClientConnection):
+    """Knows when something has arrived last, pongs included."""
+
+    heard_at = 0.0
+
+    def data_received(self, data: bytes) -> None:
+        self.heard_at = self.loop.time()
+        super().data_received(data)
 
 
 class Agent:
     """An agent that is ready: settings applied, audio flows. Made by `Agent.open`."""
 
-    def __init__(self, socket: ClientConnection, machine: dg.AgentClient, media: Media) -> None:
+    def __init__(self, socket: _Connection, machine: dg.AgentClient, media: Media) -> None:
         self._socket = socket
         self.machine = machine
         self._queue: deque[bytes | str] = deque()
@@ -40,6 +51,7 @@ class Agent:
         self._most_audio = media.nbytes(QUEUED_SECONDS * 1000)
         self._media = media
         self._wake = asyncio.Event()
+        self._given_up: AgentFailed | None = None
 
     @classmethod
     async def open(cls, url: str, key: str, settings: Mapping[str, Any], media: Media, *, seconds: float) -> Agent:
@@ -99,6 +111,8 @@ class Agent:
                     if isinstance(event, dg.AgentError):
                         raise _error(event)
         except ConnectionClosed as error:
+            if self._given_up is not None:
+                raise self._given_up from error
             code = error.rcvd.code if error.rcvd is not None else None
             raise AgentFailed(
                 "connection_closed",
@@ -135,14 +149,54 @@ class Agent:
         except ConnectionClosed:
             return  # the reader notices as well, and says why
 
+    async def watch(self, answers: AnswerWatch) -> None:
+        """Break the connection when the agent is gone without a word, or owes the caller an answer for too long;
+        `events` says so then. One task per connection runs it; cancelling it ends the watching only."""
+        loop = asyncio.get_running_loop()
+        line = LineWatch(loop.time())
+        while True:
+            now = loop.time()
+            line.heard(self._socket.heard_at)
+            if line.lost(now):
+                description = f"Nothing came from the agent for {SILENT_SECONDS:g} s, though it was pinged"
+                return self._give_up("connection_closed", description)
+            if answers.stalled(now):
+                return self._give_up("agent_stalled", "The agent did not answer what the caller had said")
+            if line.ping_due(now):
+                await self._ping(line)
+            await asyncio.sleep(min(line.deadline(), answers.deadline()) - loop.time())
+
+    async def _ping(self, line: LineWatch) -> None:
+        """Not longer than it takes to hand the ping to the transport: behind a full buffer websockets would wait."""
+
+        def ponged(answer: asyncio.Future[float]) -> None:
+            if not answer.cancelled() and answer.exception() is None:
+                line.ponged()
+
+        with contextlib.suppress(TimeoutError, ConnectionClosed):  # the reader notices as well, and says why
+            async with asyncio.timeout(0):
+                pong = await self._socket.ping()
+                asyncio.ensure_future(pong).add_done_callback(ponged)
+
+    def _give_up(self, code: str, description: str) -> None:
+        self._given_up = AgentFailed(code, description, retryable=True)
+        self._socket.transport.abort()
+
     @property
     def unsent(self) -> int:
         """Text messages that wait; those of a connection that has ended will never go."""
         return sum(isinstance(message, str) for message in self._queue)
 
     async def close(self) -> None:
-        """End the session at Deepgram, within a second. Cancelling it leaves the rest to the kernel."""
-        await self._socket.close()
+        """End the session at Deepgram, within a second. Cancelling it breaks the connection off."""
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):  # websockets' own limit does not count a full buffer
+                await self._socket.close()
+        except TimeoutError:
+            self._socket.transport.abort()
+        except BaseException:  # nobody else would: behind a full buffer it stays open for ever
+            self._socket.transport.abort()
+            raise
 
     def _drop_oldest_audio(self) -> None:
         for index, message in enumerate(self._queue):
@@ -166,19 +220,22 @@ def _explained(awaited: str, seconds: float) -> Iterator[None]:
         raise AgentFailed("connect_failed", description, retryable=True, cause=error) from error
 
 
-async def _connect(url: str, key: str) -> ClientConnection:
+async def _connect(url: str, key: str) -> _Connection:
     try:
-        return await connect(
+        socket = await connect(
             url,
+            create_connection=_Connection,
             additional_headers={"Authorization": f"Token {key}"},
             compression=None,
             max_size=None,
             open_timeout=None,  # `Agent.open` limits it, with what comes after
-            close_timeout=1.0,
-            ping_interval=PING_SECONDS,
-            ping_timeout=PONG_SECONDS,
+            close_timeout=CLOSE_SECONDS,
+            ping_interval=None,  # `Agent.watch` pings: websockets' own waits for ever behind a full buffer
             logger=logs.stdlib("worker.websocket"),
         )
+        assert isinstance(socket, _Connection)
+        notice_half_open(socket.transport)
+        return socket
     except InvalidStatus as error:
         raise _refused(error) from error
     except (OSError, InvalidHandshake, InvalidURI, ConnectionClosed, EOFError) as error:

@@ -48,6 +48,7 @@ from bridge_worker.commands import Commands, Injections
 from bridge_worker.microphone import Microphone
 from bridge_worker.session import SessionState
 from bridge_worker.speech import LineHeard, Speech, Turn, TurnOver
+from bridge_worker.watchdog import AnswerWatch
 
 if TYPE_CHECKING:
     from bridge_worker.worker import Hosted, Worker
@@ -95,7 +96,7 @@ TIMER_GRAIN = 0.0005
 VAIC_BEHIND_SECONDS = 0.5
 """VAIC plays what it gets a network's delay later than our clock says; by then its `playFinished` is here, too."""
 
-OURS = {"connect_failed", "connection_closed", "disconnected", "reader_error"}
+OURS = {"connect_failed", "connection_closed", "disconnected", "agent_stalled", "reader_error"}
 """Codes of failures that Deepgram has no code for."""
 
 
@@ -178,6 +179,7 @@ class Conversation:
         )
         self.injections = Injections(self)
         self._events = AgentEvents(self, said)
+        self._answers = AnswerWatch(worker.settings.agent_stall_seconds)
         self._over: asyncio.Future[Ending | None] = self.loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -300,7 +302,7 @@ class Conversation:
                 metrics.agent_reconnects.inc()
                 log.warning("agent lost, connecting again", cid=self.cid, code=failure.code, tries=failures)
                 self._agent_gone()
-                agent = await self._replace_agent(failure)
+                agent = await self._replace_agent(failure, failures)
                 self._events.reconnected(failure)
         except AgentFailed as failure:
             self._agent_failed(failure)
@@ -334,7 +336,7 @@ class Conversation:
         await self.within(REPLAY_SECONDS, lambda: self._replay is not None or self.over)
         return await self._replace_agent(None)
 
-    async def _replace_agent(self, failure: AgentFailed | None) -> Agent:
+    async def _replace_agent(self, failure: AgentFailed | None, failures: int = 0) -> Agent:
         """A new agent that goes on with the conversation, and the right party speaking next (DESIGN §7)."""
         replay, self._replay = self._replay, None
         in_utterance = replay == "ask" or (isinstance(replay, int) and replay > LEAD_IN_MS)
@@ -349,7 +351,7 @@ class Conversation:
                 metrics.agent_errors.labels(code=again.code).inc()
                 agent, failure = None, again
         if agent is None:
-            agent = await self._open(history, self.worker.settings.lost_seconds, after=failure)
+            agent = await self._open(history, self.worker.settings.lost_seconds, after=failure, failures=failures)
         if replay == "ask":
             agent.say(agent.machine.inject_agent(self.worker.settings.ask_again))
         elif recovery.caller_says:
@@ -359,27 +361,36 @@ class Conversation:
         return agent
 
     async def _open(
-        self, history: list[dict[str, Any]] | None, seconds: float, after: AgentFailed | None = None
+        self, history: list[dict[str, Any]] | None, seconds: float, after: AgentFailed | None = None, failures: int = 0
     ) -> Agent:
-        """Connect, trying again within `seconds` as long as that may help."""
+        """Connect, trying again within `seconds` as long as that may help; so many connections in a row were lost
+        before, the last one by `after`."""
         settings = self.worker.settings
         message = agent_settings.build(self._settings, self.media, history=history)
         key = self.hosted.key(settings)
         deadline = self.loop.time() + seconds
-        pause, failure, tries = FIRST_BACKOFF, after, 0
+        pause, failure, tries = min(FIRST_BACKOFF * 2 ** max(0, failures - 1), LONGEST_BACKOFF), after, 0
         while True:
-            if failure is not None and (tries or dg.retry_for(failure.code) is not dg.Retry.AT_ONCE):
+            at_once = failure is None or (dg.retry_for(failure.code) is dg.Retry.AT_ONCE and failures + tries <= 1)
+            if not at_once:
                 await asyncio.sleep(min(pause * random.uniform(0.5, 1.0), deadline - self.loop.time()))
                 pause = min(pause * 2, LONGEST_BACKOFF)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    await self.worker.gate.enter()
             left = deadline - self.loop.time()
             if left <= 0:
                 raise failure or AgentFailed("connect_failed", "The agent was not ready in time", retryable=True)
             try:
                 limit = min(settings.agent_open_timeout, left)
-                return await Agent.open(settings.deepgram_url, key, message, self.media, seconds=limit)
+                agent = await Agent.open(settings.deepgram_url, key, message, self.media, seconds=limit)
+                self.worker.gate.succeeded()
+                return agent
             except AgentFailed as again:
                 metrics.agent_errors.labels(code=again.code).inc()
                 failure, tries = again, tries + 1
+                if again.retryable and again.code in OURS:
+                    self.worker.gate.refused()
                 if not again.retryable or (again.code not in OURS and tries > _tries(again)):
                     raise
 
@@ -451,10 +462,13 @@ class Conversation:
         for kind, value in self._asked:  # unconfirmed when the former connection broke
             agent.say(getattr(agent.machine, f"update_{kind}")(value))
         self.ready.set()
+        self._answers.connected()
         writer = self.tasks.create_task(agent.write())
         roll_over = self.tasks.create_task(self._roll_over(agent))
+        watch = self.tasks.create_task(agent.watch(self._answers))
         try:
             async for event in agent.events():
+                self._answers.saw(event, self.loop.time())
                 self._events.happened(event)
                 self.pump()
                 self.progress()
@@ -470,6 +484,7 @@ class Conversation:
             self.agent = None
             writer.cancel()
             roll_over.cancel()
+            watch.cancel()
             self.injections.lost()
             if agent.unsent:
                 log.info("messages to the agent went with its connection", cid=self.cid, messages=agent.unsent)

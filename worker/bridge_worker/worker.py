@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bridge_shared import __version__, logs
+from bridge_shared import __version__, logs, room
 from bridge_shared.config import Settings
 from bridge_shared.errors import BridgeError
 from bridge_shared.frames import VERSION, Frame, Kind
@@ -24,6 +25,7 @@ from bridge_worker.conversation import Conversation, Why
 from bridge_worker.finisher import Finisher
 from bridge_worker.handlers import Handlers
 from bridge_worker.handover import CONNECTS, FOR_OWNER, FOR_TAKER, Giving, Taking, Word
+from bridge_worker.pace import Gate
 from bridge_worker.session import Session
 
 log = logs.get("worker")
@@ -34,6 +36,8 @@ FULL_LOAD_WAIT_SECONDS = 0.02
 CLOSING_SECONDS = 10.0
 KEEP_SECONDS = 60.0
 ORPHAN_ROOM = 1.5
+LOOK_SECONDS, STALE_SECONDS = 0.5, 3.0
+"""How often the others' agent connections are counted; an older count keeps no call out."""
 
 QUIET_SECONDS = 20.0
 """A drain looks this long for a moment in which nobody speaks, at most two thirds of its time (DESIGN §7)."""
@@ -73,6 +77,8 @@ class Worker:
         self.outbox = self._pod.outbox
         self.hosted: dict[str, Hosted] = {}
         self.finisher = Finisher(self)
+        self.gate = Gate()
+        """Every try to reach an agent passes it."""
         self._offers = Offers(state, settings.fleet, self._offered)
         self._conversations: dict[str, Conversation] = {}
         self._claiming: set[str] = set()
@@ -81,6 +87,9 @@ class Worker:
         self.opened = asyncio.Event()
         """Other pods can reach this one."""
         self._draining = False
+        self._others: dict[str, int] = {}
+        """Live workers beside this one, and how many agent connections each says it has."""
+        self._counted_at = -math.inf
 
     async def run(self) -> None:
         """Be a worker until cancelled; then live conversations are dropped without being ended."""
@@ -93,6 +102,8 @@ class Worker:
             tasks.create_task(self._feed_silence())
             tasks.create_task(self.finisher.run())
             tasks.create_task(self._keep())
+            if self.settings.agent_limit is not None:
+                tasks.create_task(self._count_agents())
 
     def host(self, hosted: Hosted) -> None:
         """Take calls for this bridge from now on."""
@@ -142,7 +153,8 @@ class Worker:
         return {
             "load": self._pod.load,
             "capacity": self.settings.worker_calls,
-            "agents": sum(conversation.agent is not None for conversation in self._conversations.values()),
+            "agents": self._agents,
+            "agent_limit": self.settings.agent_limit,
             "draining": self._draining,
             "version": __version__,
             "bridges": sorted(self.hosted),
@@ -163,7 +175,31 @@ class Worker:
             and offer.cid not in self._claiming
             and offer.cid not in self._conversations
             and self._pod.load + len(self._claiming) < self._room(offer.why)
+            and self._agent_allowed(offer.why)
         )
+
+    @property
+    def _agents(self) -> int:
+        """Agent connections that the calls here have or are about to have."""
+        return sum(not c.over or c.agent is not None for c in self._conversations.values())
+
+    def _agent_allowed(self, why: str) -> bool:
+        """Whether the fleet's limit has room for one more agent connection, as far as that is known."""
+        limit = self.settings.agent_limit
+        if limit is None or self.loop.time() - self._counted_at > STALE_SECONDS:
+            return True
+        agents = {**self._others, self.pod: self._agents + len(self._claiming)}
+        return room.agents_left(limit, agents, takeover=why != "new") > 0
+
+    async def _count_agents(self) -> None:
+        while True:
+            with contextlib.suppress(BridgeError):  # the count grows old, and then does not bind
+                pods = (await self._pod.fleet.pods()).values()
+                alive = (pod for pod in pods if pod.role == "worker" and pod.pod != self.pod and not pod.dead)
+                loads = [load for pod in alive if (load := room.load(pod.pod, pod.info)) is not None]
+                self._others = {load.pod: load.agents for load in loads}
+                self._counted_at = self.loop.time()
+            await asyncio.sleep(LOOK_SECONDS)
 
     def _room(self, why: str) -> float:
         """How many calls may be here: capacity binds new ones, others may go half beyond (DESIGN §7)."""
