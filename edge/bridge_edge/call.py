@@ -475,11 +475,25 @@ class Call:
         try:
             while link.peer_epoch == epoch and self._edge.dead(owner) and not self._over.is_set():
                 if self._edge.loop.time() >= until:
-                    return await self._refuse("No worker is free to go on with the call")
+                    return await self._fail_over("No worker is free to go on with the call")
                 await self._edge.offer(self.cid, self._bridge, link, owner, epoch)
                 await asyncio.sleep(OFFER_AGAIN_SECONDS)
         finally:
             self._offering = False
+
+    async def _fail_over(self, why: str) -> None:
+        """Nobody goes on with the call: transfer the caller to the failover target if there is one, or say why not."""
+        settings = self._edge.settings
+        if settings.failover_target is None or self._gone or self._bot.state != "accepted":
+            return await self._refuse(why)
+        log.warning("no worker goes on with the call, transferring it", cid=self.cid)
+        await self._end_in_redis("error", why)
+        parameters = {"transferTarget": settings.failover_target}
+        self._send(self._bot.activities([{"type": "event", "name": "transfer", "activityParams": parameters}]))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(settings.transfer_wait_seconds):
+                await self._over.wait()  # VAIC ends the call when the transfer has come about
+        self._give_up(why)
 
     def _deliver(self, delivery: Delivery) -> None:
         now, body = self._edge.loop.time(), delivery.body

@@ -51,11 +51,11 @@ class Scene:
 
 @contextlib.asynccontextmanager
 async def scene(
-    redis_url: str, folder: Path, *, script: AgentScript | None = None, workers: int = 2
+    redis_url: str, folder: Path, *, script: AgentScript | None = None, workers: int = 2, **settings: str
 ) -> AsyncIterator[Scene]:
     async with (
         SimulatedAgent(script or AgentScript(think_s=0.0)) as agent,
-        Pods(redis_url, agent.url, application(folder)) as pods,
+        Pods(redis_url, agent.url, application(folder), **settings) as pods,
     ):
         edge, *started = await asyncio.gather(pods.edge(), *(pods.worker() for _ in range(workers)))
         async with SimulatedCall(edge.url, CallPlan(barge_in=True, turn_timeout_s=40)) as call:
@@ -154,5 +154,18 @@ async def test_a_caller_whose_worker_died_and_for_whom_there_is_no_other_is_told
         s.kill_the_owner()
         await s.call.wait_end()
     report = s.call.report()
+    assert report.activities == []
     problem = "the bot sent session.error: No worker is free to go on with the call"
     assert (report.end, report.problem) == ("refused", problem)
+
+
+@pytest.mark.slow
+async def test_a_caller_for_whom_there_is_no_worker_left_is_transferred_to_the_failover_target(
+    redis_url: str, tmp_path: Path
+) -> None:
+    async with scene(redis_url, tmp_path, workers=1, BRIDGE_FAILOVER_TARGET="tel:+49301234") as s:
+        s.kill_the_owner()
+        await s.call.wait_end()
+    report = s.call.report()
+    assert (report.end, report.violations) == ("transferred", [])
+    assert [activity["activityParams"] for activity in report.activities] == [{"transferTarget": "tel:+49301234"}]

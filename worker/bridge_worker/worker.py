@@ -18,7 +18,7 @@ from bridge_shared.frames import VERSION, Frame, Kind
 from bridge_shared.pod import Pod
 from bridge_shared.redis.calls import Claimed
 from bridge_shared.redis.connection import Server
-from bridge_shared.redis.fleet import Offer, Offers
+from bridge_shared.redis.fleet import Offer, Offers, PodInfo
 from bridge_shared.types.audiocodes import BridgeConfig
 from bridge_worker.agent import Agent
 from bridge_worker.conversation import Conversation, Why
@@ -27,6 +27,7 @@ from bridge_worker.handlers import Handlers
 from bridge_worker.handover import CONNECTS, FOR_OWNER, FOR_TAKER, Giving, Taking, Word
 from bridge_worker.pace import Gate
 from bridge_worker.session import Session
+from bridge_worker.sweeper import Sweeper
 
 log = logs.get("worker")
 
@@ -101,6 +102,7 @@ class Worker:
             tasks.create_task(self._offers.run())
             tasks.create_task(self._feed_silence())
             tasks.create_task(self.finisher.run())
+            tasks.create_task(Sweeper(self).run())
             tasks.create_task(self._keep())
             if self.settings.agent_limit is not None:
                 tasks.create_task(self._count_agents())
@@ -284,6 +286,10 @@ class Worker:
     def serves(self, cid: str) -> bool:
         """Whether this call has a conversation here."""
         return cid in self._conversations
+
+    async def pods(self) -> dict[str, PodInfo]:
+        """The pods of the fleet, as this one sees them."""
+        return await self._pod.fleet.pods()
 
     def alive(self, pod: str) -> bool:
         """Whether this pod takes another one for alive."""
