@@ -34,6 +34,13 @@ test: lint ## what must pass before anything lands: lint, types, and the tests t
 check-all: lint ## the same with the slow tests
 	$(BIN)/pytest -n 2 $(TESTS)
 
+.PHONY: chaos
+chaos: $(STAMP) ## every experiment with faults, one after the other; what they measure goes into tests/chaos/RESULTS.md
+	rm -f .chaos.jsonl
+	CHAOS_RESULTS=$(CURDIR)/.chaos.jsonl CHAOS_ROUNDS=10 $(BIN)/pytest tests/chaos
+	$(BIN)/python tests/chaos/table.py .chaos.jsonl > tests/chaos/RESULTS.md
+	cat tests/chaos/RESULTS.md
+
 .PHONY: lint
 lint: $(STAMP) ## style, formatting, who imports whom, types
 	$(BIN)/ruff check --quiet .

@@ -23,6 +23,7 @@ from bridge_edge.door import Door
 from bridge_shared import __version__, logs, metrics, room
 from bridge_shared.config import Settings
 from bridge_shared.errors import BridgeError, ConfigError, RedisUnavailable
+from bridge_shared.keepalive import notice_half_open
 from bridge_shared.link import Link
 from bridge_shared.pod import Pod
 from bridge_shared.redis.calls import CallRecord
@@ -33,7 +34,9 @@ log = logs.get("edge")
 MOST_BYTES = 16 * 1024 * 1024
 """A message beyond this costs the socket; one beyond BRIDGE_MAX_MESSAGE_BYTES is only skipped."""
 
-PING_SECONDS = 20.0
+PING_SECONDS = 1.0
+"""So that something of ours is always under way, and a socket whose other side is gone is noticed within 6 s."""
+
 PONG_SECONDS = 30.0
 """A caller's socket is never closed for a missing pong before 30 s (DESIGN §7)."""
 
@@ -256,6 +259,7 @@ class Edge:
             return await self._admit(port, connection, request)
 
         async def handle(connection: ServerConnection) -> None:
+            notice_half_open(connection.transport)
             await self.serve(connection, self._door(port, connection.request))
 
         try:
