@@ -91,7 +91,8 @@ class Stage:
             self._say("No simulated call is placed: how to get past `authenticate` is not known here.")
         elif simulated:
             await self._demonstrate(door)
-        self._say("Listening for calls. Ctrl-C drains.")
+        if not self._process.draining.is_set():
+            self._say("Listening for calls. Ctrl-C drains.")
 
     def _show_door(self, door: Door) -> None:
         self._say(f"Bot URL for Live Hub: ws://<this machine>:{self._address(door)}  (wss:// behind your TLS proxy)")
