@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from bridge_shared import __version__, logs, room
 from bridge_shared.config import Settings
-from bridge_shared.errors import BridgeError
+from bridge_shared.errors import BridgeError, RedisUnavailable
 from bridge_shared.frames import VERSION, Frame, Kind
 from bridge_shared.pod import Pod
-from bridge_shared.redis.calls import Claimed
+from bridge_shared.redis.calls import Claimed, Line
 from bridge_shared.redis.connection import Server
 from bridge_shared.redis.fleet import Offer, Offers, PodInfo
 from bridge_shared.types.audiocodes import BridgeConfig
@@ -39,6 +39,8 @@ KEEP_SECONDS = 60.0
 ORPHAN_ROOM = 1.5
 LOOK_SECONDS, STALE_SECONDS = 0.5, 3.0
 """How often the others' agent connections are counted; an older count keeps no call out."""
+
+TRANSCRIPT_SECONDS, AGAIN_SECONDS = 10.0, 0.1
 
 QUIET_SECONDS = 20.0
 """A drain looks this long for a moment in which nobody speaks, at most two thirds of its time (DESIGN §7)."""
@@ -84,6 +86,8 @@ class Worker:
         self._conversations: dict[str, Conversation] = {}
         self._claiming: set[str] = set()
         self._giving: dict[str, Giving] = {}
+        self._connecting = asyncio.Semaphore(CONNECTS)
+        self._quiet_until = math.inf
         self._taking: dict[str, Taking] = {}
         self.opened = asyncio.Event()
         """Other pods can reach this one."""
@@ -127,11 +131,9 @@ class Worker:
         takes may come to their end, all within `seconds`; what is left is hung up. Cancelling stops the waiting."""
         self._draining = True
         log.info("draining", pod=self.pod, calls=self._pod.load, seconds=seconds)
-        connecting = asyncio.Semaphore(CONNECTS)
-        quiet_until = self.loop.time() + min(QUIET_SECONDS, seconds * 2 / 3)
+        self._quiet_until = self.loop.time() + min(QUIET_SECONDS, seconds * 2 / 3)
         for conversation in self._conversations.values():
-            giving = self._giving[conversation.cid] = Giving(conversation, connecting)
-            self._tasks.create_task(giving.run(quiet_until))
+            self._give(conversation)
         if await self._pod.wait_empty(seconds):
             return
         log.warning("ending calls that are still live", calls=self._pod.load)
@@ -167,7 +169,7 @@ class Worker:
     def _offered(self, offer: Offer) -> None:
         if self._wanted(offer):
             self._claiming.add(offer.cid)
-            self._tasks.create_task(self._claim(offer))
+            self._tasks.create_task(self._claim(self.hosted[offer.bridge], offer))
 
     def _wanted(self, offer: Offer) -> bool:
         return (
@@ -207,8 +209,8 @@ class Worker:
         """How many calls may be here: capacity binds new ones, others may go half beyond (DESIGN §7)."""
         return self.settings.worker_calls * (1.0 if why == "new" else ORPHAN_ROOM)
 
-    async def _claim(self, offer: Offer) -> None:
-        hosted, agent = self.hosted[offer.bridge], None
+    async def _claim(self, hosted: Hosted, offer: Offer) -> None:
+        agent: Agent | None = None
         try:
             load = self._pod.load + len(self._claiming) - 1
             await asyncio.sleep(FULL_LOAD_WAIT_SECONDS * load / self.settings.worker_calls)
@@ -226,10 +228,16 @@ class Worker:
         finally:
             self._claiming.discard(offer.cid)
             self._taking.pop(offer.cid, None)
-        if claimed is not None:
+        if claimed is not None and self.hosted.get(offer.bridge) is hosted:
             await self._serve(hosted, claimed, "handover" if agent is not None else "worker_lost", agent)
+        elif agent is not None:
+            await agent.close()
 
     # ── hand-over ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _give(self, conversation: Conversation) -> None:
+        giving = self._giving[conversation.cid] = Giving(conversation, self._connecting)
+        self._tasks.create_task(giving.run(self._quiet_until))
 
     async def offer(self, conversation: Conversation, why: Literal["handover", "orphan"]) -> None:
         """Offer a call of ours to the other workers."""
@@ -263,9 +271,12 @@ class Worker:
     async def _serve(self, hosted: Hosted, claimed: Claimed, why: Why, agent: Agent | None) -> None:
         cid = claimed.record.cid
         try:
-            said = await self.calls.transcript(cid) if claimed.record.state == "active" else []
+            said = await self._said(cid) if claimed.record.state == "active" else []
             conversation = self._conversations[cid] = Conversation(self, hosted, claimed, said, why=why, agent=agent)
+            agent = None  # it is the conversation's now
             self._pod.know(conversation)
+            if self._draining:  # claimed just before
+                self._give(conversation)
             try:
                 await conversation.run()
             finally:
@@ -277,6 +288,20 @@ class Worker:
             detail = f"the bridge failed: {type(error).__name__}"
             with contextlib.suppress(BridgeError):  # the finisher finds it, and tells the handlers
                 await self.calls.end(cid, reason="error", detail=detail, we=claimed.we, report=True)
+        finally:
+            if agent is not None:
+                await agent.close()
+
+    async def _said(self, cid: str) -> list[Line]:
+        """What was said under former owners. A call is not given up for a Redis that is away for a moment."""
+        until = self.loop.time() + TRANSCRIPT_SECONDS
+        while True:
+            try:
+                return await self.calls.transcript(cid)
+            except RedisUnavailable:
+                if self.loop.time() > until:
+                    raise
+                await asyncio.sleep(AGAIN_SECONDS)
 
     def session(self, cid: str) -> Session | None:
         """The session of a call that is served here."""
