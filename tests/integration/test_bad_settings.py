@@ -74,6 +74,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "empty.py").write_text("print('hello')\n")
     (tmp_path / "leaving.py").write_text("raise SystemExit(0)\n")
     (tmp_path / "strict.py").write_text("raise SystemExit('CRM_URL is not set.')\n")
+    (tmp_path / "keyless.py").write_text("import os\nprint(os.environ['CRM_TOKEN'])\n")
     (tmp_path / "broken.py").write_text("prices = {}\nprint(prices['parcel'])\n")
     return tmp_path
 
@@ -117,6 +118,10 @@ def test_a_variable_that_cannot_be_used_is_named_with_its_mend(
         (
             "needy.py",
             "cannot be run: ModuleNotFoundError: No module named 'no_such_library' (line 2). Install what it imports",
+        ),
+        (
+            "keyless.py",
+            "cannot be run: KeyError: 'CRM_TOKEN' (line 2). Set the variable CRM_TOKEN, or mend the file",
         ),
         ("broken.py", "cannot be run: KeyError: 'parcel' (line 2). Mend the file"),
         ("empty.py", "ran no bridge. End it with asyncio.run(bridge.run())"),

@@ -180,7 +180,11 @@ def _where(error: Exception, app: Path) -> str:
 
 
 def _mend(error: Exception) -> str:
-    return "Install what it imports" if isinstance(error, ImportError) else "Mend the file"
+    if isinstance(error, ImportError):
+        return "Install what it imports"
+    if isinstance(error, KeyError) and str(error.args[0]).isupper():  # os.environ["DEEPGRAM_API_KEY"]
+        return f"Set the variable {error.args[0]}, or mend the file"
+    return "Mend the file"
 
 
 def _processes(app: Path, workers: int, edges: int, simulated: bool, settings: Settings, say: Say) -> int:
