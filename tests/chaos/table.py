@@ -8,8 +8,13 @@ from pathlib import Path
 
 HEAD = """# What the experiments measured
 
-Written by `make chaos` on one machine with two cores; the experiments are the tests of this folder, each named by
-the promise that it checks. Times are milliseconds, taken at the simulated caller.
+The experiments are tests of this folder; `make chaos` runs them one after the other and writes this file. Times are
+milliseconds, taken at the simulated caller; they are noted, not asserted.
+
+How to read it: *answer time* runs from the end of what the caller said to the first sound of the answer. A caller who
+gets none in 8 s says it again, and then only the last try is measured: `repeated` counts those waits, so a row with
+repeats is **not** the longest silence. `lines_missing` compares all lines of all calls together with what the
+simulated agent emitted; it does not look at their order or to which call they belong.
 
 | experiment | figures |
 |---|---|

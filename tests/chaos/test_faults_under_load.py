@@ -43,20 +43,27 @@ async def cluster(pods: Pods, edges: int = 1, workers: int = 2) -> tuple[list[Po
     return started[:edges], started[edges:]
 
 
+def busiest(workers: list[Pod]) -> Pod:
+    """The worker that has most of the calls: a fault that befalls an idle one shows nothing."""
+    return max(workers, key=lambda worker: len(worker.logged("agent connected")))
+
+
 async def test_calls_of_a_worker_that_stood_still_for_ten_seconds_go_on_elsewhere_and_it_does_no_harm_when_it_wakes(
     redis_url: str, agent: SimulatedAgent, tmp_path: Path
 ) -> None:
     async with Pods(redis_url, agent.url, application(tmp_path)) as pods:
-        (edge,), (first, second) = await cluster(pods)
+        (edge,), workers = await cluster(pods)
         async with talk(CALLS, edge.url) as talking:
+            first = busiest(workers)
             first.pause()
             await asyncio.sleep(10)
             first.go_on()
             turns = talking.turns
             await first.until(lambda: talking.turns >= turns + CALLS, 40, "another turn of everybody")
             assert sum(not connection.closed for connection in agent.connections) == CALLS
+            assert agent.total > CALLS  # it had calls, and they were taken over
         await check(redis_url, talking, agent, "worker SIGSTOP 10 s, 6 calls", every_line=False)
-        assert "session_end error" not in first.stdout + second.stdout
+        assert not any("session_end error" in worker.stdout for worker in workers)
 
 
 async def test_workers_that_stand_still_for_less_than_a_second_and_a_half_keep_their_calls(
@@ -118,7 +125,7 @@ async def test_a_redis_that_cuts_connections_forgets_scripts_and_pauses_clients_
         assert agent.total == CALLS
 
 
-async def test_a_full_redis_takes_no_new_calls_and_loses_no_live_one(
+async def test_a_redis_that_is_full_for_five_seconds_costs_no_live_call_and_no_line(
     redis_server: RedisServer, agent: SimulatedAgent, tmp_path: Path
 ) -> None:
     async with Pods(redis_server.url, agent.url, application(tmp_path)) as pods:
@@ -159,10 +166,11 @@ async def test_callers_of_an_edge_that_was_killed_go_on_at_another_with_the_same
 
 async def test_half_of_all_pods_can_die_at_once(redis_url: str, agent: SimulatedAgent, tmp_path: Path) -> None:
     async with Pods(redis_url, agent.url, application(tmp_path)) as pods:
-        (first, second), (one, other) = await cluster(pods, edges=2)
+        (first, second), workers = await cluster(pods, edges=2)
         async with talk(CALLS, first.url, second.url) as talking:
             first.kill()
-            one.kill()
+            busiest(workers).kill()
             turns = talking.turns
-            await other.until(lambda: talking.turns >= turns + CALLS, 60, "another turn of everybody")
+            await second.until(lambda: talking.turns >= turns + CALLS, 60, "another turn of everybody")
+            assert agent.total > CALLS  # the worker had calls, and they were taken over
         await check(redis_url, talking, agent, "an edge and a worker SIGKILL at once, 6 calls", every_line=False)
