@@ -85,6 +85,26 @@ async def test_a_call_is_not_handed_over_while_the_agent_speaks(
         assert b"".join(heard.data for heard in call.report().heard) == bytes(former.spoken) + bytes(latter.spoken)
 
 
+async def test_a_worker_that_cannot_reach_the_agent_says_so_and_is_not_asked_again_at_once(
+    redis_url: str, agent: SimulatedAgent, tmp_path: Path
+) -> None:
+    async with Pods(redis_url, agent.url, application(tmp_path), BRIDGE_DRAIN_SECONDS="6") as pods:
+        edge, first = await asyncio.gather(pods.edge(), pods.worker())
+        async with live_call(edge) as call:
+            cut_off = await pods.worker(http_proxy="no proxy at all")
+            first.terminate()
+            await cut_off.until_logged("a call cannot be taken")
+            other = await pods.worker()
+            assert await first.ended(20) == 0
+            await call.say("goodbye")
+            await call.wait_answer()
+            await call.hang_up()
+        assert (call.report().problem, call.report().violations) == (None, [])
+        assert cut_off.running
+        assert len(cut_off.logged("a call cannot be taken")) <= 15
+        assert other.logged("call taken over")
+
+
 async def test_bridgectl_drain_moves_the_calls_of_a_pod_and_ends_it(
     redis_url: str, agent: SimulatedAgent, tmp_path: Path
 ) -> None:

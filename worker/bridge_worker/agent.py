@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from bridge_shared import logs, metrics
 from bridge_shared.errors import AgentFailed
@@ -238,7 +238,7 @@ async def _connect(url: str, key: str) -> _Connection:
         return socket
     except InvalidStatus as error:
         raise _refused(error) from error
-    except (OSError, InvalidHandshake, InvalidURI, ConnectionClosed, EOFError) as error:
+    except (OSError, WebSocketException, EOFError) as error:
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         description = f"Deepgram could not be reached ({text}). Check DEEPGRAM_URL and the network"
         raise AgentFailed("connect_failed", description, retryable=True, cause=error) from error

@@ -103,11 +103,15 @@ class Giving:
                 if self._worker.loop.time() >= quiet_until:
                     await self._offer("orphan")
                     await c.within(AGAIN_SECONDS, lambda: c.over)
-                elif (taker := await self._find()) is not None:
+                    continue
+                if (taker := await self._find()) is not None:
                     await self._hand(taker, quiet_until)
             except BridgeError as error:
                 log.debug("the call cannot be given away now", cid=c.cid, error=str(error))
-                await asyncio.sleep(AGAIN_SECONDS)
+            except Exception:  # one call that cannot be given away must not end the pod and its other calls
+                log.exception("a call could not be given away", cid=c.cid)
+            # a taker that Deepgram refuses says so at once, and must not be asked again at once
+            await c.within(AGAIN_SECONDS, lambda: c.over)
 
     async def _find(self) -> Word | None:
         """Another worker with an agent connection for this call."""

@@ -225,6 +225,9 @@ class Worker:
         except BridgeError as error:
             log.warning("a call could not be claimed", cid=offer.cid, error=str(error))
             return
+        except Exception:  # one odd offer must not end the pod and its other calls
+            log.exception("a call could not be taken", cid=offer.cid)
+            return
         finally:
             self._claiming.discard(offer.cid)
             self._taking.pop(offer.cid, None)
