@@ -114,7 +114,6 @@ class Call:
         """What the agent is about to say, until its audio tells in which turn."""
         self._turn_texts: dict[Turn, list[str]] = {}
         self._bad: dict[str, int] = {}
-        self._owner = ""
         self._understood: list[str] | None = None
         """Transcript entry and text of what the caller said last."""
         self._began = edge.loop.time()
@@ -359,7 +358,6 @@ class Call:
         self._edge.know(self)
         if attached.former_edge not in ("", self._edge.pod):
             self._link.dismiss(attached.former_edge)
-        self._owner = attached.owner
         if attached.we:
             self._link.open(now, "attached")
         self._pump()
@@ -436,19 +434,18 @@ class Call:
                     self._tasks.create_task(self._reread())
                 case PeerChanged(first=False):
                     self._new_owner(event)
-                case PeerChanged():
-                    self._owner = event.pod
 
     def _new_owner(self, event: PeerChanged) -> None:
         """Another worker has the call: tell it what the former one knew (LINK.md, Audio)."""
         assert self._link is not None
-        former, self._owner = self._owner, event.pod
         now = self._edge.loop.time()
         log.info("call has a new owner", cid=self.cid, owner=event.pod)
         in_speech = self._speech_open and self._playout is not None
         fresh = now - self._speech_began <= REPLAY_SECONDS
         since = self._speech_began - LEAD_IN_SECONDS if in_speech and fresh else None
-        if not in_speech and not self._edge.dead(former):  # given away in a pause, in which the caller may just begin
+        if not in_speech and not self._edge.dead(
+            event.former
+        ):  # given away in a pause, in which the caller may just begin
             since = now - LEAD_IN_SECONDS
         self._link.replay(since, now, ask=in_speech and not fresh, understood=self._understood)
         self._tell(Kind.USTREAM, [self._stream_open, None])

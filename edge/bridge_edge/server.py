@@ -87,11 +87,11 @@ class Edge:
         so that VAIC resumes their calls elsewhere."""
         await self._pod.inbox.open()
         self.opened.set()
-        looking = asyncio.create_task(self._read_loads())
         try:
-            await self._pod.run()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._pod.run())
+                tasks.create_task(self._read_loads())
         finally:
-            looking.cancel()
             for port in self._ports.values():
                 if port.listener is not None:
                     port.listener.close(close_connections=False)

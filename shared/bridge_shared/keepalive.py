@@ -2,7 +2,7 @@
 
 A peer that loses its power or its network closes nothing. What we send it is repeated by TCP for a quarter of
 an hour; with `TCP_USER_TIMEOUT` the connection is broken once something of ours has been unanswered for a few
-seconds. That needs something of ours under way, so whoever calls this pings every `PING_SECONDS` as well.
+seconds. That needs something of ours under way, so whoever calls this pings every second or two as well.
 """
 
 from __future__ import annotations
@@ -10,9 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-
-PING_SECONDS = 2.0
-"""How often to ping a peer that shall be noticed when it is gone."""
 
 
 def notice_half_open(transport: asyncio.BaseTransport, seconds: float = 5.0) -> None:

@@ -82,6 +82,7 @@ class PeerChanged:
 
     Attributes:
         pod: where the other side lives now.
+        former: where it lived before, "" if there was none.
         epoch: its epoch.
         first: there was no other side before.
         unknown: (kind, body) of control that the former peer had received, and may have carried out, and
@@ -89,6 +90,7 @@ class PeerChanged:
     """
 
     pod: str
+    former: str
     epoch: int
     first: bool
     unknown: tuple[tuple[int, list[Any]], ...]
@@ -407,7 +409,7 @@ class Link:
         """A session with a peer of a higher epoch; what goes into it is settled when the shell has heard of it."""
         first = not self.peer_epoch
         unknown = () if self.side is Side.EDGE else self._out.give_up_unknown()
-        self.peer_pod, self.peer_epoch = pod, epoch
+        former, self.peer_pod, self.peer_epoch = self.peer_pod, pod, epoch
         self._session = (self.epoch, epoch) if self.side is Side.EDGE else (epoch, self.epoch)
         self.connected = False
         self._in.restart()
@@ -418,7 +420,7 @@ class Link:
         self._opening = True
         # Audio that a former owner may have heard is not for the next one, unless the edge says so.
         self._since = inf if self.side is Side.EDGE and not first else -inf
-        return PeerChanged(pod, epoch, first, unknown)
+        return PeerChanged(pod, former, epoch, first, unknown)
 
     def _settle(self, now: float, first: tuple[int, list[Any]] | None = None) -> None:
         self._opening = False

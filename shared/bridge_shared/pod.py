@@ -136,15 +136,16 @@ class Pod:
 
     def _deliver(self, sender: str, frames: list[Frame]) -> None:
         for frame in frames:
-            taker = self._takers.get(frame.cid)
-            if taker is not None or frame.kind == Kind.COMMAND:
-                try:
-                    if frame.kind == Kind.COMMAND:
-                        self._command(sender, frame)
-                    elif taker is not None:
-                        taker.on_frame(sender, frame)
-                except Exception:
-                    log.exception("a frame could not be handled", cid=frame.cid, kind=frame.kind)
+            if frame.kind == Kind.COMMAND:
+                take = self._command
+            elif (taker := self._takers.get(frame.cid)) is not None:
+                take = taker.on_frame
+            else:
+                continue
+            try:
+                take(sender, frame)
+            except Exception:
+                log.exception("a frame could not be handled", cid=frame.cid, kind=frame.kind)
 
     def _command(self, sender: str, frame: Frame) -> None:
         match frame.body:

@@ -105,6 +105,97 @@ async def test_a_worker_that_cannot_reach_the_agent_says_so_and_is_not_asked_aga
         assert other.logged("call taken over")
 
 
+FUNCTION = """
+@bridge.on("function_call_request")
+def asked(session, event):
+    async def answer():
+        print("asked", flush=True)
+        while not pathlib.Path({go!r}).exists():
+            await asyncio.sleep(0.02)
+        for call in event.functions:
+            await session.respond_to_function_call(call.id, call.name, "It is in Ulm.")
+    tasks.append(asyncio.create_task(answer()))
+
+import pathlib
+tasks = []
+bridge._config.deepgram_config["agent"]["think"]["functions"] = [{{"name": "track_parcel", "description": "Where it is",
+    "parameters": {{"type": "object", "properties": {{"number": {{"type": "string"}}}}}}}}]
+"""
+"""It returns at once, and a task of its own answers later."""
+
+
+async def test_a_call_is_not_handed_over_while_a_function_call_waits_for_its_answer(
+    redis_url: str, agent: SimulatedAgent, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    app = application(tmp_path, FUNCTION.format(go=str(go)) + RESUMED)
+    async with Pods(redis_url, agent.url, app) as pods:
+        edge, first = await asyncio.gather(pods.edge(), pods.worker())
+        async with live_call(edge) as call:
+            (former,) = await agent.wait_for(lambda a: [c for c in a.connections if c.ready], 10)
+            former.say("One moment please.")
+            former.call(("track_parcel", '{"number":"Z1"}'))
+            await first.until(lambda: "asked" in first.stdout, 10, "the function call")
+            second = await pods.worker()
+            first.terminate()
+            # the taker waits as well, gives its first connection up, and begins again
+            await agent.wait_for(lambda a: len(a.connections) > 2, 15)
+            go.touch()
+            await former.wait_for(lambda c: any("Ulm" in text for _, text in c.texts), 10)
+            assert await first.ended(20) == 0
+            await second.until_logged("call taken over")
+            await call.say("goodbye")
+            await call.wait_answer()
+            await call.hang_up()
+        assert (call.report().problem, call.report().violations) == (None, [])
+
+
+HANG_UP = """
+@bridge.on("conversation_text")
+async def said(session, event):
+    if "oodbye" in event.content:
+        await session.end_session("bye")
+"""
+
+
+async def test_a_call_that_is_being_hung_up_is_hung_up_also_when_the_drain_runs_out_of_time(
+    redis_url: str, agent: SimulatedAgent, tmp_path: Path
+) -> None:
+    app = application(tmp_path, HANG_UP)
+    async with Pods(redis_url, agent.url, app, BRIDGE_DRAIN_SECONDS="3") as pods:
+        edge, first = await asyncio.gather(pods.edge(), pods.worker())
+        async with live_call(edge) as call:
+            (former,) = await agent.wait_for(lambda a: [c for c in a.connections if c.ready], 10)
+            second = await pods.worker()
+            former.say("Goodbye then, and thank you for your call to the desk where lost parcels come home again. " * 2)
+            await call.wait_interruptible()
+            first.terminate()
+            await call.wait_end()
+        assert call.report().end == "bot-disconnected"
+        assert await first.ended(10) == 0
+        assert "session_end ended" in first.stdout
+        assert not second.logged("call taken over")
+
+
+async def test_a_taker_goes_on_at_once_with_the_agent_that_it_has_when_the_owner_dies_in_its_drain(
+    redis_url: str, agent: SimulatedAgent, tmp_path: Path
+) -> None:
+    async with Pods(redis_url, agent.url, application(tmp_path)) as pods:
+        edge, first = await asyncio.gather(pods.edge(), pods.worker())
+        async with live_call(edge) as call:
+            (former,) = await agent.wait_for(lambda a: [c for c in a.connections if c.ready], 10)
+            former.say("Let me read your parcel's whole journey to you. " + "It was in one more town that day. " * 8)
+            await call.wait_interruptible()
+            second = await pods.worker()
+            first.terminate()
+            await agent.wait_for(lambda a: len(a.connections) > 1, 10)
+            first.kill()
+            await second.until_logged("call taken over")
+            await agent.wait_for(lambda a: a.connections[1].ready, 10)
+            await call.hang_up()
+        assert len(agent.connections) == 2  # not one given up, and another one opened
+
+
 async def test_bridgectl_drain_moves_the_calls_of_a_pod_and_ends_it(
     redis_url: str, agent: SimulatedAgent, tmp_path: Path
 ) -> None:

@@ -86,7 +86,7 @@ def test_the_side_that_knows_both_epochs_says_hello_and_the_other_adopts_it():
     wire = Wire(knows=False)
     wire.worker.open(wire.now, "claimed")
     wire.carry()
-    assert wire.at_edge == [PeerChanged("worker-1", W1, True, ())]
+    assert wire.at_edge == [PeerChanged("worker-1", "", W1, True, ())]
     assert wire.at_worker == []
     assert wire.edge.session == wire.worker.session == (E1, W1)
     assert wire.edge.connected and wire.worker.connected
@@ -131,7 +131,7 @@ def test_an_edge_that_attaches_to_a_running_call_opens_the_session_itself():
     wire.edge = Link(Side.EDGE, "c", "edge-2", epoch=E2, now=wire.now, peer_pod="worker-1", peer_epoch=W1)
     wire.edge.open(wire.now, "resumed")
     wire.carry()
-    assert wire.at_worker == [PeerChanged("edge-2", E2, False, ())]
+    assert wire.at_worker == [PeerChanged("edge-2", "edge-1", E2, False, ())]
     assert wire.edge.session == wire.worker.session == (E2, W1)
 
 
@@ -175,7 +175,7 @@ def test_two_sides_that_each_know_only_the_others_former_epoch_find_each_other()
 def test_redis_may_name_the_new_peer_before_its_hello_does():
     wire = Wire()
     event = wire.edge.reread(peer_pod="worker-2", peer_epoch=W2, now=wire.now)
-    assert event == [PeerChanged("worker-2", W2, False, ())]
+    assert event == [PeerChanged("worker-2", "worker-1", W2, False, ())]
     assert not wire.edge.connected
     assert [(pod, f.kind, f.we) for pod, f in wire.edge.take()] == [("worker-2", Kind.HELLO, W2)]
 
@@ -671,7 +671,7 @@ def test_commands_the_edge_may_have_carried_out_go_again_only_if_that_does_no_ha
     wire.edge.open(wire.now)
     wire.at_edge.clear()
     wire.carry()
-    assert wire.at_worker == [PeerChanged("edge-2", E2, False, ((Kind.ACTIVITY, DTMF),))]
+    assert wire.at_worker == [PeerChanged("edge-2", "edge-1", E2, False, ((Kind.ACTIVITY, DTMF),))]
     assert bodies(wire.at_edge) == [HANGUP, unheard]
 
 
@@ -684,7 +684,7 @@ def test_what_the_caller_sent_goes_to_the_new_owner_unless_it_was_done():
     wire.worker.done(wire.at_worker[0], wire.now)
     wire.wait(0.05)
     (changed,) = claim(wire)
-    assert changed == PeerChanged("worker-2", W2, False, ())
+    assert changed == PeerChanged("worker-2", "worker-1", W2, False, ())
     wire.carry()
     assert [body[0] for body in bodies(wire.at_worker)] == [[E1, 1], [E1, 2]]
     assert [event.seq for event in wire.at_worker if isinstance(event, Delivery)] == [1, 2]

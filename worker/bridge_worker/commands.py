@@ -189,6 +189,7 @@ class Commands:
         if c.over:
             return None
         if self._leaving is None or self._leaving.done():
+            c.parting = True
             self._leaving = c.tasks.create_task(self._part(activity, reason, detail))
         return self._leaving
 
@@ -204,7 +205,7 @@ class Commands:
         patience = settings.hangup_wait_seconds if reason == "ended" else settings.transfer_wait_seconds
         await c.within(patience, lambda: c.over or c.peer_ended.is_set() or c.transfer_failed.is_set())
         if c.transfer_failed.is_set() and not c.peer_ended.is_set():
-            c.leaving = False
+            c.leaving = c.parting = False
             log.info("transfer failed, the call goes on", cid=c.cid)
         else:
             c.end(reason, detail)

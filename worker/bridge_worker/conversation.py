@@ -79,8 +79,11 @@ QUIET_LOOK_SECONDS = 0.05
 LEAD_IN_MS = 200
 """The edge says again so much of what came before; more than that is an utterance."""
 
-UTTERANCE_SECONDS = 10.0
+UTTERANCE_SECONDS = 60.0
 """A caller who began to speak is waited for this long; what is not a word by then was a noise."""
+
+GREETING_SECONDS = 5.0
+"""An agent that has said nothing yet may be about to greet."""
 
 UNHEARD_SECONDS = 2.0
 TOLD_SECONDS = 0.8
@@ -164,6 +167,8 @@ class Conversation:
         self.closed = asyncio.Event()
         """The call has ended and its `session_end` handlers have run."""
         self.accepted = record.state == "active"
+        self.parting = False
+        """Somebody has asked for the end or a transfer; first the last words are heard."""
         self.leaving = False
         """VAIC was asked to hang up or to transfer, and `session.end` is the answer to that."""
 
@@ -252,13 +257,14 @@ class Conversation:
     @property
     def quiet(self) -> bool:
         """Nobody speaks or is about to, and nothing is half done: the call can change hands unheard."""
-        last = next(reversed(self.lines.lines), None)
+        now, last = self.loop.time(), next(reversed(self.lines.lines), None)
         return (
             self.accepted
             and self.agent is not None
-            and self.loop.time() - self.caller_spoke_at > UTTERANCE_SECONDS
-            and not (self.speech.speaking or self.injections.busy or self.leaving or self._asked)
-            and (last is None or last[1]["role"] != "user")
+            and now - self.caller_spoke_at > UTTERANCE_SECONDS
+            and not (self.speech.speaking or self.injections.busy or self.parting or self._asked)
+            and not (self.agent.machine.calling or self._answers.calling)
+            and (last[1]["role"] != "user" if last is not None else now - self._active_at > GREETING_SECONDS)
             and not (self.telephony.busy or self.agent_lane.busy)
             and self._link.settled
         )
@@ -334,11 +340,16 @@ class Conversation:
         self._active_at = self.loop.time() - _seconds_since(self.record.active_at)
         self._events.taken_over(self._why)
         await self.within(REPLAY_SECONDS, lambda: self._replay is not None or self.over)
-        return await self._replace_agent(None)
+        return await self._replace_agent(None, replay=self._replay)
 
-    async def _replace_agent(self, failure: AgentFailed | None, failures: int = 0) -> Agent:
-        """A new agent that goes on with the conversation, and the right party speaking next (DESIGN §7)."""
-        replay, self._replay = self._replay, None
+    async def _replace_agent(
+        self, failure: AgentFailed | None, failures: int = 0, replay: int | str | None = None
+    ) -> Agent:
+        """A new agent that goes on with the conversation, and the right party speaking next (DESIGN §7).
+
+        Args:
+            replay: what the edge says about the caller at a takeover.
+        """
         in_utterance = replay == "ask" or (isinstance(replay, int) and replay > LEAD_IN_MS)
         recovery = self._events.recover(caller_speaks=in_utterance)
         history = list(recovery.history)
@@ -401,9 +412,7 @@ class Conversation:
         await asyncio.sleep(settings.agent_session_seconds)
         while self.agent is agent:
             with contextlib.suppress(AgentFailed):  # there is time; and the loss of the old one is repaired as any
-                key = self.hosted.key(settings)
-                limit = settings.agent_open_timeout
-                following = await Agent.reach(settings.deepgram_url, key, self.media, seconds=limit)
+                following = await self.worker.reach(self.hosted, self.media, settings.agent_open_timeout)
                 try:
                     quiet = await self.until_quiet(WELCOMED_SECONDS) and self.agent is agent
                 except asyncio.CancelledError:

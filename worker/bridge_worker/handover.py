@@ -14,7 +14,9 @@ nothing begins anew with an offer. Only the claim decides, and it is a compare-a
 one worker owns the call. Between claim and SettingsApplied the taker keeps what the caller says, so nobody need
 take the call back when the caller begins to speak in that moment.
 
-A call that finds no quiet moment in time is offered like an orphan: taken over at once, in mid-sentence.
+A call that finds no quiet moment in time is offered like an orphan: taken over at once, in mid-sentence. One that is
+about to be hung up or transferred is not: what was asked for would be lost with its owner. A taker that waits for
+`go` when the owner dies is offered the call as an orphan, and takes that for its `go`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from bridge_shared import logs, metrics
-from bridge_shared.errors import AgentFailed, BridgeError
+from bridge_shared.errors import BridgeError
 from bridge_shared.protocol.media import media
 from bridge_shared.redis.calls import Claimed
 from bridge_shared.redis.fleet import Offer
@@ -100,12 +102,15 @@ class Giving:
         c = self._c
         while not c.over:
             try:
-                if self._worker.loop.time() >= quiet_until:
+                if self._worker.loop.time() < quiet_until:
+                    async with asyncio.timeout_at(quiet_until):
+                        taker = await self._find()
+                    if taker is not None:
+                        await self._hand(taker, quiet_until)
+                elif not c.parting:
                     await self._offer("orphan")
-                    await c.within(AGAIN_SECONDS, lambda: c.over)
-                    continue
-                if (taker := await self._find()) is not None:
-                    await self._hand(taker, quiet_until)
+            except TimeoutError:
+                continue
             except BridgeError as error:
                 log.debug("the call cannot be given away now", cid=c.cid, error=str(error))
             except Exception:  # one call that cannot be given away must not end the pod and its other calls
@@ -116,8 +121,9 @@ class Giving:
     async def _find(self) -> Word | None:
         """Another worker with an agent connection for this call."""
         c = self._c
+        if not await c.within(READY_SECONDS, lambda: c.over or c.accepted):
+            return None
         async with self._connecting:
-            await c.within(READY_SECONDS, lambda: c.over or c.accepted)
             if c.over:
                 return None
             await self._offer("handover")
@@ -156,6 +162,10 @@ class Taking:
         self._token = secrets.token_hex(8)
         self.mail = Mailbox()
 
+    def orphaned(self) -> None:
+        """The owner is dead: what it would have said is not to be waited for."""
+        self.mail.put(Word("", self._token, "go"))
+
     async def run(self) -> tuple[Claimed, Agent] | None:
         """Take the call; returns the claim and an agent that waits for its Settings, or None.
 
@@ -192,13 +202,9 @@ class Taking:
             record = await worker.calls.read(self._offer.cid)
             if record is None:
                 return None
-            return await Agent.reach(
-                worker.settings.deepgram_url,
-                self._hosted.key(worker.settings),
-                media(record.media_format),
-                seconds=min(worker.settings.agent_open_timeout, READY_SECONDS - ANSWER_SECONDS),
-            )
-        except (AgentFailed, BridgeError) as failure:
+            seconds = min(worker.settings.agent_open_timeout, READY_SECONDS - ANSWER_SECONDS)
+            return await worker.reach(self._hosted, media(record.media_format), seconds)
+        except BridgeError as failure:
             log.warning("a call cannot be taken", cid=self._offer.cid, error=str(failure))
             return None
 

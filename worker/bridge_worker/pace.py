@@ -22,6 +22,11 @@ class Pace:
         """Tries per second; None: as they come."""
         self._next = 0.0
 
+    @property
+    def bound(self) -> bool:
+        """Whether there is a limit now."""
+        return self._rate is not None
+
     def due(self, now: float) -> float:
         """When the next try may go; not after `now`: at once."""
         return now if self._rate is None else self._next
@@ -53,6 +58,11 @@ class Gate:
         self._loop = asyncio.get_running_loop()
         self._pace = Pace()
         self._first = asyncio.Lock()
+
+    @property
+    def turned_away(self) -> bool:
+        """Whether tries are spaced now: the last ones failed."""
+        return self._pace.bound
 
     async def enter(self) -> None:
         """Wait for a turn. Cancelling gives it up."""

@@ -85,6 +85,11 @@ class AnswerWatch:
         self._calling = False
         """A function is being called: the agent waits for us."""
 
+    @property
+    def calling(self) -> bool:
+        """A function was called, and the agent has not gone on since."""
+        return self._calling
+
     def connected(self) -> None:
         """Another agent: it owes nothing yet."""
         self._due, self._calling = math.inf, False

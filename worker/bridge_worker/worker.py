@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from bridge_shared import __version__, logs, room
 from bridge_shared.config import Settings
-from bridge_shared.errors import BridgeError, RedisUnavailable
+from bridge_shared.errors import AgentFailed, BridgeError, RedisUnavailable
 from bridge_shared.frames import VERSION, Frame, Kind
 from bridge_shared.pod import Pod
+from bridge_shared.protocol.media import Media
 from bridge_shared.redis.calls import Claimed, Line
 from bridge_shared.redis.connection import Server
 from bridge_shared.redis.fleet import Offer, Offers, PodInfo
@@ -33,6 +34,9 @@ log = logs.get("worker")
 
 FULL_LOAD_WAIT_SECONDS = 0.02
 """A worker waits this long, times its load, before it claims: so the emptiest is first (LINK.md, Offer)."""
+
+TURNED_AWAY_WAIT_SECONDS = 0.5
+"""And one that Deepgram refuses, or that cannot reach it, so much longer: another may be better off."""
 
 CLOSING_SECONDS = 10.0
 KEEP_SECONDS = 60.0
@@ -85,6 +89,8 @@ class Worker:
         self._offers = Offers(state, settings.fleet, self._offered)
         self._conversations: dict[str, Conversation] = {}
         self._claiming: set[str] = set()
+        self._none_claiming = asyncio.Event()
+        self._none_claiming.set()
         self._giving: dict[str, Giving] = {}
         self._connecting = asyncio.Semaphore(CONNECTS)
         self._quiet_until = math.inf
@@ -134,7 +140,11 @@ class Worker:
         self._quiet_until = self.loop.time() + min(QUIET_SECONDS, seconds * 2 / 3)
         for conversation in self._conversations.values():
             self._give(conversation)
-        if await self._pod.wait_empty(seconds):
+        until = self.loop.time() + seconds
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                await self._none_claiming.wait()
+        if await self._pod.wait_empty(max(0.0, until - self.loop.time())):
             return
         log.warning("ending calls that are still live", calls=self._pod.load)
         for conversation in list(self._conversations.values()):
@@ -167,8 +177,11 @@ class Worker:
     # ── claiming ───────────────────────────────────────────────────────────────────────────────────────
 
     def _offered(self, offer: Offer) -> None:
-        if self._wanted(offer):
+        if offer.why == "orphan" and (taking := self._taking.get(offer.cid)) is not None:
+            taking.orphaned()
+        elif self._wanted(offer):
             self._claiming.add(offer.cid)
+            self._none_claiming.clear()
             self._tasks.create_task(self._claim(self.hosted[offer.bridge], offer))
 
     def _wanted(self, offer: Offer) -> bool:
@@ -185,14 +198,14 @@ class Worker:
     @property
     def _agents(self) -> int:
         """Agent connections that the calls here have or are about to have."""
-        return sum(not c.over or c.agent is not None for c in self._conversations.values())
+        return len(self._taking) + sum(not c.over or c.agent is not None for c in self._conversations.values())
 
     def _agent_allowed(self, why: str) -> bool:
         """Whether the fleet's limit has room for one more agent connection, as far as that is known."""
         limit = self.settings.agent_limit
         if limit is None or self.loop.time() - self._counted_at > STALE_SECONDS:
             return True
-        agents = {**self._others, self.pod: self._agents + len(self._claiming)}
+        agents = {**self._others, self.pod: self._agents + len(self._claiming - self._taking.keys())}
         return room.agents_left(limit, agents, takeover=why != "new") > 0
 
     async def _count_agents(self) -> None:
@@ -210,18 +223,22 @@ class Worker:
         return self.settings.worker_calls * (1.0 if why == "new" else ORPHAN_ROOM)
 
     async def _claim(self, hosted: Hosted, offer: Offer) -> None:
+        claimed: Claimed | None = None
         agent: Agent | None = None
         try:
             load = self._pod.load + len(self._claiming) - 1
-            await asyncio.sleep(FULL_LOAD_WAIT_SECONDS * load / self.settings.worker_calls)
+            wait = FULL_LOAD_WAIT_SECONDS * load / self.settings.worker_calls
+            await asyncio.sleep(wait + TURNED_AWAY_WAIT_SECONDS * self.gate.turned_away)
             if offer.why == "handover":
                 taking = self._taking[offer.cid] = Taking(self, hosted, offer)
-                taken = await taking.run()
-                claimed, agent = taken if taken is not None else (None, None)
+                if (taken := await taking.run()) is not None:
+                    claimed, agent = taken
             else:
                 claimed = await self.calls.claim(
                     offer.cid, worker=self.pod, seen_owner=offer.owner, seen_we=offer.we, witness=offer.witness
                 )
+            if claimed is None:
+                return
         except BridgeError as error:
             log.warning("a call could not be claimed", cid=offer.cid, error=str(error))
             return
@@ -229,12 +246,21 @@ class Worker:
             log.exception("a call could not be taken", cid=offer.cid)
             return
         finally:
-            self._claiming.discard(offer.cid)
             self._taking.pop(offer.cid, None)
-        if claimed is not None and self.hosted.get(offer.bridge) is hosted:
+            if claimed is None:
+                self._claim_over(offer.cid)
+        if self.hosted.get(offer.bridge) is hosted:
             await self._serve(hosted, claimed, "handover" if agent is not None else "worker_lost", agent)
-        elif agent is not None:
+            return
+        self._claim_over(offer.cid)
+        if agent is not None:
             await agent.close()
+
+    def _claim_over(self, cid: str) -> None:
+        """The claim came to nothing, or has become a conversation."""
+        self._claiming.discard(cid)
+        if not self._claiming:
+            self._none_claiming.set()
 
     # ── hand-over ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -255,6 +281,28 @@ class Worker:
             we=c.we,
             witness=c.we,
         )
+
+    async def reach(self, hosted: Hosted, media: Media, seconds: float) -> Agent:
+        """An agent connection up to Welcome, at the pace that Deepgram allows. Cancelling closes it.
+
+        Raises:
+            AgentFailed: not within `seconds`, or refused.
+        """
+        until = self.loop.time() + seconds
+        try:
+            async with asyncio.timeout_at(until):
+                await self.gate.enter()
+        except TimeoutError as error:
+            raise AgentFailed("connect_failed", "Too many tries wait for Deepgram", retryable=True) from error
+        try:
+            left = until - self.loop.time()
+            agent = await Agent.reach(self.settings.deepgram_url, hosted.key(self.settings), media, seconds=left)
+        except AgentFailed as failure:
+            if failure.retryable:
+                self.gate.refused()
+            raise
+        self.gate.succeeded()
+        return agent
 
     def command(self, pod: str, cid: str, token: str, verb: str) -> None:
         """Send a word of a hand-over to another pod; it may be lost."""
@@ -278,6 +326,7 @@ class Worker:
             conversation = self._conversations[cid] = Conversation(self, hosted, claimed, said, why=why, agent=agent)
             agent = None  # it is the conversation's now
             self._pod.know(conversation)
+            self._claim_over(cid)
             if self._draining:  # claimed just before
                 self._give(conversation)
             try:
@@ -288,6 +337,7 @@ class Worker:
                 self._pod.forget(conversation)
         except Exception as error:
             log.exception("a conversation failed", cid=cid)
+            self._claim_over(cid)
             detail = f"the bridge failed: {type(error).__name__}"
             with contextlib.suppress(BridgeError):  # the finisher finds it, and tells the handlers
                 await self.calls.end(cid, reason="error", detail=detail, we=claimed.we, report=True)

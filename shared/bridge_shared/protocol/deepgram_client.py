@@ -217,6 +217,11 @@ class AgentClient:
             body["behavior"] = behavior
         return self._message(body)
 
+    @property
+    def calling(self) -> bool:
+        """Whether any function call of this session is ours to answer, and neither answered nor cancelled."""
+        return bool(self._open_calls)
+
     def awaits_response(self, call_id: str) -> bool:
         """Whether a function call was requested here, is ours to answer, and was neither answered nor cancelled."""
         return call_id in self._open_calls
