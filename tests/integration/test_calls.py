@@ -311,6 +311,15 @@ async def test_an_owner_that_was_replaced_cannot_end_the_call(calls):
     assert (record.raw["last"], record.finisher) == ("5-1", "w2")
 
 
+async def test_who_takes_a_call_for_deserted_cannot_end_it_when_somebody_has_come_back(calls):
+    claimed = await active(calls)
+    seen = await calls.read("c1")
+    await calls.attach("c1", edge="e2", new=None)
+    with pytest.raises(Fenced):
+        await calls.end("c1", reason="error", detail="lost", we=claimed.we, ee=seen.ee)
+    assert (await calls.read("c1")).state == "active"
+
+
 async def test_an_unknown_call_cannot_be_ended(calls):
     with pytest.raises(CallUnknown):
         await calls.end("c1", reason="ended", detail="")

@@ -9,10 +9,11 @@ then runs as for any call.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Final
 
 from bridge_shared import logs
-from bridge_shared.errors import BridgeError
+from bridge_shared.errors import BridgeError, Fenced
 from bridge_shared.redis.calls import CallRecord
 
 if TYPE_CHECKING:
@@ -58,5 +59,6 @@ class Sweeper:
 
     async def _end(self, record: CallRecord) -> None:
         log.warning("a call has lost its edge and its worker, ending it", cid=record.cid)
-        report = record.state == "active"
-        await self._worker.calls.end(record.cid, reason="error", detail="lost", report=report)
+        report, we, ee = record.state == "active", record.we, record.ee
+        with contextlib.suppress(Fenced):  # somebody came back for it just now
+            await self._worker.calls.end(record.cid, reason="error", detail="lost", we=we, ee=ee, report=report)

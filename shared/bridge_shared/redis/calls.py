@@ -323,6 +323,7 @@ class Calls:
         detail: str,
         last: str = "",
         we: int | None = None,
+        ee: int | None = None,
         finisher: str = "",
         report: bool = False,
     ) -> Ended:
@@ -333,11 +334,12 @@ class Calls:
             detail: a word or a code, for people and logs (`lost`, `abandoned`, Deepgram's code).
             last: id of the last transcript entry, which a finisher waits for.
             we: end it only as owner with this epoch.
+            ee: end it only if the attachment has this epoch still.
             finisher: who runs the handlers next.
             report: handlers hear of the end even if the call was never active.
 
         Raises:
-            Fenced: `we` was given and somebody else owns the call now.
+            Fenced: `we` was given and somebody else owns the call now, or `ee` and somebody else has the caller.
             CallUnknown: there is no such call.
         """
         keys = CallKeys.of(cid)
@@ -355,6 +357,7 @@ class Calls:
                 self._retention,
                 SUMMARY,
                 int(report),
+                "" if ee is None else ee,
             ],
         )
         if status == b"fenced":

@@ -163,7 +163,7 @@ end
 
 # KEYS call, transcript, heard, functions
 # ARGV reason, detail, last entry, we or '', finisher, token, retention until finished, retention after, summary fields,
-#      1 if handlers must hear of it though it was never active
+#      1 if handlers must hear of it though it was never active, ee or ''
 # -> unknown | fenced | (first | ended, reason, detail, finish)
 END: Final = Script(
     _ALWAYS
@@ -171,12 +171,12 @@ END: Final = Script(
     + _SHRINK
     + """
 local call = KEYS[1]
-local h = redis.call('HMGET', call, 'state', 'we', 'reason', 'detail', 'finish', 'end_token')
+local h = redis.call('HMGET', call, 'state', 'we', 'reason', 'detail', 'finish', 'end_token', 'ee')
 if not h[1] then return {'unknown'} end
 if h[1] == 'ended' then
   return {h[6] == ARGV[6] and 'first' or 'ended', h[3] or '', h[4] or '', h[5] or ''}
 end
-if ARGV[4] ~= '' and h[2] ~= ARGV[4] then return {'fenced'} end
+if ARGV[4] ~= '' and h[2] ~= ARGV[4] or ARGV[11] ~= '' and h[7] ~= ARGV[11] then return {'fenced'} end
 local owed = h[1] == 'active' or ARGV[10] == '1'
 redis.call('HSET', call, 'state', 'ended', 'reason', ARGV[1], 'detail', ARGV[2], 'last', ARGV[3], 'finisher', ARGV[5],
   'finish', owed and 'owed' or 'none', 'end_token', ARGV[6], 'ended_ms', int(now))
