@@ -39,7 +39,8 @@ from deepgram_audiocodes_bridge import BridgeConfig, DeepgramBridge
 
 bridge = DeepgramBridge(BridgeConfig(deepgram_api_key="test-key", deepgram_config={{"agent": {{
     "listen": {{"provider": {{"type": "deepgram", "model": "nova-3"}}}},
-    "think": {{"provider": {{"type": "open_ai", "model": "gpt-4o-mini"}}, "prompt": "You are the parcel desk."}},
+    "think": {{"provider": {{"type": "open_ai", "model": "gpt-4o-mini"}}, "prompt": "You are the parcel desk.",
+              "functions": {functions}}},
     "speak": {{"provider": {{"type": "deepgram", "model": "aura-2-thalia-en"}}}},
 }}}}, port=8000))
 
@@ -56,10 +57,15 @@ print("the application went on after run", flush=True)
 Line = dict[str, Any]
 
 
-def application(folder: Path, handlers: str = "") -> Path:
-    """A file in that folder with one bridge, the handlers given as source, and a `session_end` handler."""
+def application(folder: Path, handlers: str = "", *, functions: Sequence[str] = ()) -> Path:
+    """A file in that folder with one bridge, the handlers given as source, and a `session_end` handler.
+
+    Args:
+        functions: the names of the functions that the agent may call.
+    """
     app = folder / "app.py"
-    app.write_text(APP.format(handlers=handlers))
+    offered = [{"name": name, "description": name} for name in functions]
+    app.write_text(APP.format(handlers=handlers, functions=offered))
     return app
 
 

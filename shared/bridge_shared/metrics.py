@@ -17,6 +17,7 @@
 | `cuts` | `bridge_cuts_total` | turns cut off because the caller spoke |
 | `transcript_lines` | `bridge_transcript_lines_total` | utterances stored |
 | `handler_errors` (event) | `bridge_handler_errors_total` | handlers of the application that raised or took too long |
+| `function_calls` (outcome) | `bridge_function_calls_total` | by `reissued` agents, `resumed` by owners, `failed` |
 | `agent_errors` (code) | `bridge_agent_errors_total` | Deepgram refusals and broken agent connections |
 | `agent_reconnects` | `bridge_agent_reconnects_total` | agent connections replaced in mid-call |
 | `bad_input` (code) | `bridge_bad_input_total` | messages skipped because they broke the protocol |
@@ -76,6 +77,7 @@ underruns: Final = _counter("underruns", "Times a turn had nothing to play befor
 cuts: Final = _counter("cuts", "Turns cut off because the caller spoke")
 transcript_lines: Final = _counter("transcript_lines", "Utterances stored")
 handler_errors: Final = _counter("handler_errors", "Handlers that raised or took too long", "event")
+function_calls: Final = _counter("function_calls", "Function calls that did not go their usual way", "outcome")
 agent_errors: Final = _counter("agent_errors", "Deepgram refusals and broken agent connections", "code")
 agent_reconnects: Final = _counter("agent_reconnects", "Agent connections replaced in mid-call")
 bad_input: Final = _counter("bad_input", "Messages skipped because they broke the protocol", "code")

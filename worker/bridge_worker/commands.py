@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bridge_shared import logs
 from bridge_shared.protocol.deepgram import LocalProtocolError
-from bridge_shared.types.deepgram import WarningEvent
+from bridge_shared.types.deepgram import FunctionCall, WarningEvent
 
 if TYPE_CHECKING:
     from bridge_worker.conversation import Conversation
@@ -149,11 +149,21 @@ class Commands:
             try:
                 agent.say(getattr(agent.machine, verb)(*arguments))
             except LocalProtocolError as error:
-                # an answer to a cancelled call, or to one of a connection that is gone (SDK reference D9)
-                log.info("dropped: the agent does not wait for it", cid=c.cid, command=verb, why=str(error))
+                log.info("dropped: the agent does not take it", cid=c.cid, command=verb, why=str(error))
             else:
                 if verb.startswith("update_"):
                     c.asked(verb.removeprefix("update_"), *arguments)
+
+    async def respond(self, call_id: str, name: str, content: str) -> None:
+        """Answer a function call of the agent (`FunctionCalls.respond`)."""
+        if self._c.over:
+            log.info("dropped: the call is over", cid=self._c.cid, command="respond")
+        else:
+            await self._c.functions.respond(call_id, name, content)
+
+    def idempotency_key(self, call: FunctionCall) -> str:
+        """See `Session.idempotency_key`. From any thread."""
+        return self._c.functions.key(call)
 
     async def activities(self, activities: list[dict[str, Any]]) -> None:
         """Send activities to VAIC in one envelope."""

@@ -32,7 +32,7 @@ from bridge_shared.link import Delivery, Link, LinkEvent, LinkFull, PeerChanged,
 from bridge_shared.protocol import deepgram as dg
 from bridge_shared.protocol.media import media
 from bridge_shared.redis.calls import CallKeys, Claimed, Ended, Line
-from bridge_shared.redis.transcripts import FencedStream
+from bridge_shared.redis.transcripts import Entry, FencedStream
 from bridge_shared.types.audiocodes import (
     AudioCodesActivity,
     BridgeErrorEvent,
@@ -45,6 +45,7 @@ from bridge_worker import agent_settings
 from bridge_worker.agent import Agent
 from bridge_worker.agent_events import AgentEvents
 from bridge_worker.commands import Commands, Injections
+from bridge_worker.function_calls import FunctionCalls
 from bridge_worker.microphone import Microphone
 from bridge_worker.session import SessionState
 from bridge_worker.speech import LineHeard, Speech, Turn, TurnOver
@@ -111,6 +112,17 @@ class Ending:
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What happened in a call under former owners: what was said, and the records of its function calls."""
+
+    said: Sequence[Line] = ()
+    called: Sequence[Entry] = ()
+
+
+NOTHING = Past()
+
+
 class _Over(Exception):
     """Stops whatever a conversation still does when it has ended."""
 
@@ -122,8 +134,8 @@ class Conversation:
         worker: the pod.
         hosted: the bridge whose configuration and handlers apply.
         claimed: what the claim returned; its epoch is this conversation's.
-        said: what was said before, under former owners. A call that is active already is taken over: its
-            agent is replaced, and nobody is greeted.
+        past: what happened under former owners. A call that is active already is taken over: its agent is
+            replaced, and nobody is greeted.
         why: how such a call came here.
         agent: for such a call, one that waits for its settings already.
     """
@@ -133,7 +145,7 @@ class Conversation:
         worker: Worker,
         hosted: Hosted,
         claimed: Claimed,
-        said: Sequence[Line] = (),
+        past: Past = NOTHING,
         *,
         why: Why = "worker_lost",
         agent: Agent | None = None,
@@ -151,9 +163,10 @@ class Conversation:
             worker.state,
             CallKeys.of(self.cid).transcript,
             claimed.we,
-            history=[(line.id, line.fields) for line in said],
-            on_fenced=self._fenced,
+            history=[(line.id, line.fields) for line in past.said],
+            on_fenced=self.fenced,
         )
+        self.functions = FunctionCalls(self, past.called)
         self._why: Why = why
         self._prepared = agent
         self.agent: Agent | None = None
@@ -183,7 +196,7 @@ class Conversation:
             Side.WORKER, self.cid, worker.pod, epoch=claimed.we, now=now, peer_pod=claimed.edge, peer_epoch=claimed.ee
         )
         self.injections = Injections(self)
-        self._events = AgentEvents(self, said)
+        self._events = AgentEvents(self, past.said)
         self._answers = AnswerWatch(worker.settings.agent_stall_seconds)
         self._over: asyncio.Future[Ending | None] = self.loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
@@ -217,6 +230,7 @@ class Conversation:
             async with asyncio.TaskGroup() as tasks:
                 self.tasks = tasks
                 tasks.create_task(self.lines.run())
+                tasks.create_task(self.functions.run())
                 talk = tasks.create_task(self._talk())
                 ending = await self._over
                 talk.cancel()
@@ -269,6 +283,10 @@ class Conversation:
             and self._link.settled
         )
 
+    async def stored(self, seconds: float) -> bool:
+        """Wait, at most so long each, until the transcript and the function calls are in Redis. Safe to cancel."""
+        return await self.lines.flush(seconds) and await self.functions.flush(seconds)
+
     def look(self) -> None:
         """Another worker says that it has the call: ask Redis."""
         self._happened([Reread("taken")])
@@ -313,7 +331,7 @@ class Conversation:
         except AgentFailed as failure:
             self._agent_failed(failure)
         except Fenced:
-            self._fenced()
+            self.fenced()
         except Exception as error:
             log.exception("the agent's side failed", cid=self.cid)
             description = f"The bridge failed ({type(error).__name__}: {error})"
@@ -351,7 +369,7 @@ class Conversation:
             replay: what the edge says about the caller at a takeover.
         """
         in_utterance = replay == "ask" or (isinstance(replay, int) and replay > LEAD_IN_MS)
-        recovery = self._events.recover(caller_speaks=in_utterance)
+        recovery, waiting = self._events.recover(caller_speaks=in_utterance)
         history = list(recovery.history)
         agent, self._prepared = self._prepared, None
         if agent is not None:
@@ -363,6 +381,7 @@ class Conversation:
                 agent, failure = None, again
         if agent is None:
             agent = await self._open(history, self.worker.settings.lost_seconds, after=failure, failures=failures)
+        self.functions.resume(waiting)
         if replay == "ask":
             agent.say(agent.machine.inject_agent(self.worker.settings.ask_again))
         elif recovery.caller_says:
@@ -495,6 +514,7 @@ class Conversation:
             roll_over.cancel()
             watch.cancel()
             self.injections.lost()
+            self.functions.agent_lost()
             if agent.unsent:
                 log.info("messages to the agent went with its connection", cid=self.cid, messages=agent.unsent)
         return AgentFailed("disconnected", "The agent closed the connection", retryable=True)
@@ -523,6 +543,10 @@ class Conversation:
         kept = [asked for asked in self._amended if not agent_settings.secret(asked[1])]
         with contextlib.suppress(BridgeError):  # the next amendment writes them all again
             await self.worker.calls.amend(self.cid, we=self.we, fields={"settings": {"amended": kept}})
+
+    def answered_function(self) -> None:
+        """The agent was given the response to a function call; what it says next is owed now."""
+        self._answers.answered(self.loop.time())
 
     def _agent_gone(self) -> None:
         """No more of the turn will come: what is with the edge is played out, and the turn ends there."""
@@ -768,7 +792,7 @@ class Conversation:
         if record is None or self._over.done():
             return
         if record.we > self.we or (record.owner and record.owner != self.worker.pod):
-            return self._fenced()
+            return self.fenced()
         if record.state == "ended":
             return self.end(record.reason, record.detail)
         now = self.loop.time()
@@ -786,8 +810,9 @@ class Conversation:
         fields |= {"state": "active", "session_id": self.session.session_id}
         await self.worker.calls.restore(self.cid, fields, owner=self.worker.pod, we=self.we)
         self.lines.verify()
+        self.functions.verify()
 
-    def _fenced(self) -> None:
+    def fenced(self) -> None:
         """Another worker owns the call: stop without a word."""
         if not self._over.done():
             log.info("call belongs to another worker now", cid=self.cid)
@@ -807,7 +832,7 @@ class Conversation:
         try:
             ended = await self._until_redis(lambda: self._end_in_redis(ending))
         except Fenced:
-            return self._fenced()
+            return self.fenced()
         except BridgeError as error:
             log.error("the end of the call could not be recorded", cid=self.cid, error=str(error))
             ended = Ended(True, ending.reason, ending.detail, "owed")

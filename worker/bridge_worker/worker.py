@@ -17,12 +17,12 @@ from bridge_shared.errors import AgentFailed, BridgeError, RedisUnavailable
 from bridge_shared.frames import VERSION, Frame, Kind
 from bridge_shared.pod import Pod
 from bridge_shared.protocol.media import Media
-from bridge_shared.redis.calls import Claimed, Line
+from bridge_shared.redis.calls import CallKeys, Claimed
 from bridge_shared.redis.connection import Server
 from bridge_shared.redis.fleet import Offer, Offers, PodInfo
 from bridge_shared.types.audiocodes import BridgeConfig
 from bridge_worker.agent import Agent
-from bridge_worker.conversation import Conversation, Why
+from bridge_worker.conversation import NOTHING, Conversation, Past, Why
 from bridge_worker.finisher import Finisher
 from bridge_worker.handlers import Handlers
 from bridge_worker.handover import CONNECTS, FOR_OWNER, FOR_TAKER, Giving, Taking, Word
@@ -322,8 +322,8 @@ class Worker:
     async def _serve(self, hosted: Hosted, claimed: Claimed, why: Why, agent: Agent | None) -> None:
         cid = claimed.record.cid
         try:
-            said = await self._said(cid) if claimed.record.state == "active" else []
-            conversation = self._conversations[cid] = Conversation(self, hosted, claimed, said, why=why, agent=agent)
+            past = await self._past(cid) if claimed.record.state == "active" else NOTHING
+            conversation = self._conversations[cid] = Conversation(self, hosted, claimed, past, why=why, agent=agent)
             agent = None  # it is the conversation's now
             self._pod.know(conversation)
             self._claim_over(cid)
@@ -345,12 +345,13 @@ class Worker:
             if agent is not None:
                 await agent.close()
 
-    async def _said(self, cid: str) -> list[Line]:
-        """What was said under former owners. A call is not given up for a Redis that is away for a moment."""
+    async def _past(self, cid: str) -> Past:
+        """What happened under former owners. A call is not given up for a Redis that is away for a moment."""
         until = self.loop.time() + TRANSCRIPT_SECONDS
         while True:
             try:
-                return await self.calls.transcript(cid)
+                lines = await self.calls.transcript(cid)
+                return Past(lines, await self.calls.entries(CallKeys.of(cid).functions))
             except RedisUnavailable:
                 if self.loop.time() > until:
                     raise
