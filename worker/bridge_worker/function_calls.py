@@ -13,14 +13,12 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from bridge_shared import logs, metrics
 from bridge_shared.protocol import deepgram as dg
 from bridge_shared.redis.calls import CallKeys, Line
 from bridge_shared.redis.transcripts import Entry, FencedStream
 from bridge_shared.types.deepgram import FunctionCall, FunctionCallRequestEvent
-from bridge_worker.functions import Ledger, Note, Record
+from bridge_worker.functions import Ledger, Note, Record, as_text
 from bridge_worker.recovery import FunctionRecord
 
 if TYPE_CHECKING:
@@ -78,7 +76,7 @@ class FunctionCalls:
             call = FunctionCall(
                 id=function["id"],
                 name=function["name"],
-                arguments=_text(function.get("arguments")),
+                arguments=as_text(function.get("arguments")),
                 client_side=bool(function.get("client_side", True)),
             )
             if call.client_side:
@@ -216,10 +214,3 @@ class FunctionCalls:
 
     def _note(self, note: Note) -> None:
         self._stream.append(note)
-
-
-def _text(arguments: Any) -> str:
-    """Arguments as JSON text, also from an agent that sends them as an object (Voice Agent reference §4.4)."""
-    if isinstance(arguments, str):
-        return arguments or "{}"
-    return orjson.dumps(arguments if arguments is not None else {}).decode()

@@ -218,6 +218,13 @@ class Ledger:
                 record.confirmed = True
 
 
+def as_text(arguments: Any) -> str:
+    """Arguments as JSON text, also from an agent that sends them as an object (Voice Agent reference §4.4)."""
+    if isinstance(arguments, str):
+        return arguments or "{}"
+    return orjson.dumps(arguments if arguments is not None else {}).decode()
+
+
 def canonical(arguments: str) -> str:
     """Arguments in the one spelling that all equal ones share: JSON with sorted keys. What is no JSON stays itself."""
     try:
