@@ -669,7 +669,7 @@ class Conversation:
                 turn = (body[0][0], body[0][1])
                 if turn[0] < self.we and body[2] != "playing":
                     self._keep_heard_of_former(turn, body[1], whole=body[2] == "finished")
-                for over in self.speech.played(turn, body[1], body[2]):
+                for over in self.speech.played(turn, body[1], body[2], now):
                     self._turn_over(over)
             case Kind.USTREAM:
                 self._microphone.stream(body[0])
@@ -740,8 +740,8 @@ class Conversation:
         self._found()
         if not event.first:
             metrics.resumes.inc()
-            self._link.drop_audio()  # what the former edge had of this turn was heard, or is lost with it
-            self.speech.cut(self.loop.time())
+            self._link.drop_audio()  # for the new edge it has other turn ids
+            self.speech.edge_changed(self.loop.time())
         for _kind, body in event.unknown:
             names = ", ".join(str(activity.get("name")) for activity in body[1])
             self.telephony.put(
