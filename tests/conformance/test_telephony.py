@@ -17,7 +17,7 @@ from bridge_sim import speech
 from bridge_sim.agent_script import AgentScript, Faults
 from bridge_sim.caller import CallEvent, SimulatedCall
 from bridge_sim.plan import CallPlan
-from bridge_worker import conversation, finisher
+from bridge_worker import caller_side, finisher
 from deepgram_audiocodes_bridge import BridgeConfig, DeepgramBridge, Session
 from harness import AGENT, configuration
 from telephone import heard, stage, types, wire
@@ -683,7 +683,7 @@ async def test_a_conversation_of_another_bridge_is_not_resumed_and_not_disturbed
 
 
 async def test_a_caller_who_does_not_come_back_is_given_up(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversation, "SILENT_SECONDS", 60.0)  # the edge says so
+    monkeypatch.setattr(caller_side, "SILENT_SECONDS", 60.0)  # the edge says so
     async with stage(redis_url, lost_seconds=1) as bridge, wire(bridge.url) as vaic:
         await vaic.begin()
         agent = await bridge.connection()

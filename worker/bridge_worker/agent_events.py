@@ -61,7 +61,7 @@ class AgentEvents:
                 c.caller_spoke_at = c.loop.time()
                 c.functions.caller_spoke()
                 c.speech.cut(c.loop.time())
-                c.tell(Kind.SPEECH, ["started", ""])
+                c.caller.tell(Kind.SPEECH, ["started", ""])
                 c.event("user_started_speaking", types.UserStartedSpeakingEvent(session_id=self._id))
             case dg.AgentAudioDone():
                 if not c.speech.done():
@@ -82,7 +82,7 @@ class AgentEvents:
                     "function_call_response", extra.FunctionCallResponseEvent(self._id, call_id or "", name, content)
                 )
             case dg.Updated(kind=kind):
-                c.confirmed(kind)
+                c.agent.confirmed(kind)
                 self._updated(kind)
             case dg.History(raw=item):
                 if "function_calls" in item:
@@ -168,7 +168,7 @@ class AgentEvents:
         c.functions.caller_spoke()
         c.injections.said("user", content)
         entry = self._store("user", content, c.speech.turn)
-        c.tell(Kind.SPEECH, ["recognition", content, entry])
+        c.caller.tell(Kind.SPEECH, ["recognition", content, entry])
         c.event("conversation_text", self._text("user", content))
 
     def understood(self, entry: str, content: str) -> None:
@@ -183,11 +183,11 @@ class AgentEvents:
         echo, self._agent_echo = self._agent_echo, ""
         if content == echo:  # what the caller had not heard, said again: it is in the transcript already
             c.speech.begin()
-            c.tell(Kind.SPEECH, ["agent", content])
+            c.caller.tell(Kind.SPEECH, ["agent", content])
             return
         entry = self._store("assistant", content, c.speech.begin())
         c.speech.line(entry)
-        c.tell(Kind.SPEECH, ["agent", content])
+        c.caller.tell(Kind.SPEECH, ["agent", content])
         c.event("conversation_text", self._text("assistant", content))
 
     def _store(self, role: str, content: str, turn: tuple[int, int]) -> str:

@@ -103,7 +103,7 @@ class Injections:
         c = self._c
         last = c.loop.time() + LONGEST_SECONDS
         until: float | None = None
-        while (agent := await c.ready_agent()) is not None:
+        while (agent := await c.agent.ready_connection()) is not None:
             self._outcome = c.loop.create_future()
             agent.say(getattr(agent.machine, verb)(text))
             try:
@@ -143,7 +143,7 @@ class Commands:
         c = self._c
         if verb in ROLES and not c.over:
             c.injections.put(verb, *arguments)
-        elif c.over or (agent := await c.ready_agent()) is None:
+        elif c.over or (agent := await c.agent.ready_connection()) is None:
             log.info("dropped: the call is over", cid=c.cid, command=verb)
         else:
             try:
@@ -152,7 +152,7 @@ class Commands:
                 log.info("dropped: the agent does not take it", cid=c.cid, command=verb, why=str(error))
             else:
                 if verb.startswith("update_"):
-                    c.asked(verb.removeprefix("update_"), *arguments)
+                    c.agent.amendments.asked(verb.removeprefix("update_"), *arguments)
 
     async def respond(self, call_id: str, name: str, content: str) -> None:
         """Answer a function call of the agent (`FunctionCalls.respond`)."""
@@ -168,7 +168,7 @@ class Commands:
     async def activities(self, activities: list[dict[str, Any]]) -> None:
         """Send activities to VAIC in one envelope."""
         repeatable = all(activity.get("name") in REPEATABLE for activity in activities)
-        self._c.activities(activities, repeatable=repeatable)
+        self._c.caller.activities(activities, repeatable=repeatable)
 
     async def hang_up(self, reason: str | None) -> None:
         """Hang up after the last words; returns when the call is over. Cancelling it only stops the waiting."""
@@ -209,12 +209,12 @@ class Commands:
         await c.played_out(settings.last_words_seconds)
         if c.over:
             return
-        c.transfer_failed.clear()
+        c.caller.transfer_failed.clear()
         c.leaving = True
-        c.activities([activity], repeatable=True)
+        c.caller.activities([activity], repeatable=True)
         patience = settings.hangup_wait_seconds if reason == "ended" else settings.transfer_wait_seconds
-        await c.within(patience, lambda: c.over or c.peer_ended.is_set() or c.transfer_failed.is_set())
-        if c.transfer_failed.is_set() and not c.peer_ended.is_set():
+        await c.within(patience, lambda: c.over or c.caller.peer_ended.is_set() or c.caller.transfer_failed.is_set())
+        if c.caller.transfer_failed.is_set() and not c.caller.peer_ended.is_set():
             c.leaving = c.parting = False
             log.info("transfer failed, the call goes on", cid=c.cid)
         else:

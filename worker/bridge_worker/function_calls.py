@@ -203,14 +203,14 @@ class FunctionCalls:
         return not self._stream.fenced
 
     def _send(self, record: Record) -> None:
-        agent, awaited, record.awaited_as = self._c.agent, record.awaited_as, ""
+        agent, awaited, record.awaited_as = self._c.agent.connection, record.awaited_as, ""
         if agent is None or not awaited or record.cancelled or record.response is None:
             return log.debug("an answer waits for the next agent", cid=self._c.cid, function=record.name)
         try:
             agent.say(agent.machine.function_response(awaited, record.name, record.response))
         except dg.LocalProtocolError as error:
             return log.info("an answer came too late for the agent", cid=self._c.cid, why=str(error))
-        self._c.answered_function()
+        self._c.agent.answered_function()
 
     def _note(self, note: Note) -> None:
         self._stream.append(note)

@@ -198,7 +198,8 @@ class Worker:
     @property
     def _agents(self) -> int:
         """Agent connections that the calls here have or are about to have."""
-        return len(self._taking) + sum(not c.over or c.agent is not None for c in self._conversations.values())
+        calls = self._conversations.values()
+        return len(self._taking) + sum(not c.over or c.agent.connection is not None for c in calls)
 
     def _agent_allowed(self, why: str) -> bool:
         """Whether the fleet's limit has room for one more agent connection, as far as that is known."""
@@ -275,8 +276,8 @@ class Worker:
             cid=c.cid,
             bridge=c.hosted.name,
             why=why,
-            ee=c.attachment[1],
-            edge=c.attachment[0],
+            ee=c.caller.attachment[1],
+            edge=c.caller.attachment[0],
             owner=self.pod,
             we=c.we,
             witness=c.we,
@@ -314,7 +315,7 @@ class Worker:
                 if (giving := self._giving.get(frame.cid)) is not None:
                     giving.mail.put(Word(sender, token, verb))
                 if verb == "taken" and (conversation := self._conversations.get(frame.cid)) is not None:
-                    conversation.look()
+                    conversation.caller.look()
             case [str(token), str(verb), *_] if verb in FOR_TAKER:
                 if (taking := self._taking.get(frame.cid)) is not None:
                     taking.mail.put(Word(sender, token, verb))
@@ -325,7 +326,7 @@ class Worker:
             past = await self._past(cid) if claimed.record.state == "active" else NOTHING
             conversation = self._conversations[cid] = Conversation(self, hosted, claimed, past, why=why, agent=agent)
             agent = None  # it is the conversation's now
-            self._pod.know(conversation)
+            self._pod.know(conversation.caller)
             self._claim_over(cid)
             if self._draining:  # claimed just before
                 self._give(conversation)
@@ -334,7 +335,7 @@ class Worker:
             finally:
                 del self._conversations[cid]
                 self._giving.pop(cid, None)
-                self._pod.forget(conversation)
+                self._pod.forget(conversation.caller)
         except Exception as error:
             log.exception("a conversation failed", cid=cid)
             self._claim_over(cid)
@@ -394,4 +395,4 @@ class Worker:
             await asyncio.sleep(due - self.loop.time())
             now = self.loop.time()
             for conversation in self._conversations.values():
-                conversation.feed_silence(now)
+                conversation.agent.feed_silence(now)
