@@ -17,7 +17,7 @@ from bridge_sim import speech
 from bridge_sim.agent_script import AgentScript, Faults
 from bridge_sim.caller import CallEvent, SimulatedCall
 from bridge_sim.plan import CallPlan
-from bridge_worker import caller_side, finisher
+from bridge_worker import caller_side, conversation, finisher
 from deepgram_audiocodes_bridge import BridgeConfig, DeepgramBridge, Session
 from harness import AGENT, configuration
 from telephone import heard, stage, types, wire
