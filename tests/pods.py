@@ -16,7 +16,9 @@ import asyncio
 import contextlib
 import http.client
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,7 +48,7 @@ bridge = DeepgramBridge(BridgeConfig(deepgram_api_key="test-key", deepgram_confi
 
 @bridge.on("session_end")
 async def over(session, event):
-    print("session_end", event.reason, flush=True)
+    print("session_end", event.reason, session.conversation_id, flush=True)
 
 {handlers}
 asyncio.run(bridge.run())
@@ -239,6 +241,12 @@ class Pod(Program):
                 return answer.status, answer.read().decode()
             except OSError:
                 return 0, ""
+
+    async def metric(self, name: str) -> float:
+        """The sum of a metric over its labels; NaN if it is not there or nobody answers."""
+        _, body = await asyncio.to_thread(self.get, "/metrics")
+        values = [float(line.rsplit(" ", 1)[1]) for line in body.splitlines() if re.match(rf"{name}[ {{]", line)]
+        return sum(values) if values else math.nan
 
 
 class Pods:
