@@ -104,7 +104,8 @@ class Call:
         self._search: asyncio.Task[None] | None = None
         """For a new owner."""
         self._turn: Turn = (0, 0)
-        """The latest turn of which audio came."""
+        """The latest turn of which audio came; its first piece at `_turn_came`."""
+        self._turn_came = 0.0
         self._texts: list[str] = []
         """What the agent is about to say, until its audio tells in which turn."""
         self._turn_texts: dict[Turn, list[str]] = {}
@@ -366,7 +367,9 @@ class Call:
             return link.done(delivery, now)
         match delivery.kind:
             case Kind.DOWN if playout:
-                self._turn = turn = (body[0][0], body[0][1])
+                turn = (body[0][0], body[0][1])
+                if turn != self._turn:
+                    self._turn, self._turn_came = turn, now
                 if self._texts:
                     self._turn_texts.setdefault(turn, []).extend(self._texts)
                     self._texts.clear()
@@ -554,6 +557,8 @@ class Call:
                         self.send(self.bot.play_chunk(data))
                 case StartStream(stream_id=stream_id, turn=turn):
                     assert self._media is not None
+                    if turn == self._turn:
+                        metrics.playout_seconds.observe(self.edge.loop.time() - self._turn_came)
                     text = " ".join(self._turn_texts.pop(turn, ())) or None
                     self.send(self.bot.play_start(stream_id, self._media.token, text))
                 case StopStream():

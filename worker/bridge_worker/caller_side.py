@@ -201,6 +201,7 @@ class CallerSide:
                 turn = (body[0][0], body[0][1])
                 if turn[0] < self._c.we and body[2] != "playing":
                     self._keep_heard_of_former(turn, body[1], whole=body[2] == "finished")
+                self._c.timings.heard(turn, body[1], now)
                 for over in self._c.speech.played(turn, body[1], body[2], now):
                     self._turn_over(over)
             case Kind.USTREAM:
