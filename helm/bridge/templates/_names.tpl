@@ -28,11 +28,6 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{- if not (or .Values.redis.url .Values.redis.existingSecret) }}true{{ end }}
 {{- end }}
 
-{{/* "true" if there is a Secret of ours for what callers must show. */}}
-{{- define "bridge.access.own" -}}
-{{- if not .Values.access.existingSecret }}true{{ end }}
-{{- end }}
-
 {{- define "bridge.access.secret" -}}
 {{ .Values.access.existingSecret | default (printf "%s-access" (include "bridge.name" .)) }}
 {{- end }}
