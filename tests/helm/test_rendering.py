@@ -247,6 +247,12 @@ def test_kubernetes_waits_longer_than_a_drain_takes(values: Path, role: str) -> 
     assert pod["spec"]["terminationGracePeriodSeconds"] >= before + drain + 15
 
 
+def test_a_roll_out_waits_until_a_worker_has_given_its_calls_away_before_it_ends_the_next() -> None:
+    worker = named(template(), "Deployment", "bridge-worker")["spec"]
+    assert worker["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert worker["minReadySeconds"] >= 20  # after which a drain waits for no pause any more
+
+
 @EVERY
 def test_probes_ask_the_admin_port_and_a_restart_takes_longer_than_a_takeover(values: Path) -> None:
     for role in ("edge", "worker"):

@@ -151,6 +151,11 @@ spec:
   {{- end }}
   selector:
     matchLabels: {{- include "bridge.selector" . | nindent 6 }}
+  {{- if eq $role "worker" }}
+  # So long after a new worker is ready the next old one ends: the last one has given its calls away by then, and few
+  # calls move twice in one roll-out.
+  minReadySeconds: {{ min 30 (int $pod.drainSeconds) }}
+  {{- end }}
   # New pods first: calls need somewhere to go.
   strategy:
     type: RollingUpdate
