@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
-from rendered import VALUES, container, pods, template
+from rendered import ROOT, VALUES, container, pods, template
 
 validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
 
@@ -63,3 +66,15 @@ def test_every_container_says_what_it_needs_and_how_much_memory_it_may_take(valu
         assert resources["requests"].keys() == {"cpu", "memory"}, name
         # No CPU limit: one that has used its share stands still for up to 0.1 s, in the middle of somebody's sentence.
         assert resources["limits"].keys() == {"memory"}, name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_checkov_finds_nothing_but_the_exceptions_that_have_a_reason(tmp_path: Path) -> None:
+    if (checkov := shutil.which("checkov")) is None:
+        pytest.skip("checkov is not on PATH")
+    rendered = tmp_path / "rendered.yaml"
+    rendered.write_text(yaml.safe_dump_all([o for values in VALUES for o in template(values)]))
+    options = ["--config-file", str(ROOT / "helm" / "checkov.yaml"), "-f", str(rendered)]
+    done = subprocess.run([checkov, *options, str(ROOT / "deploy" / "Dockerfile")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
