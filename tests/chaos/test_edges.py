@@ -19,11 +19,12 @@ from bridge_sim.caller import SimulatedCall
 from bridge_sim.plan import CallPlan, CallProblem
 from pods import Pod, Pods, application
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.timeout(240)
 
 STORM = 50
 
 
+@pytest.mark.slow
 @pytest.mark.gate
 async def test_callers_of_an_edge_that_was_killed_go_on_at_another_with_the_same_agent(
     redis_url: str, agent: SimulatedAgent, tmp_path: Path
@@ -38,6 +39,7 @@ async def test_callers_of_an_edge_that_was_killed_go_on_at_another_with_the_same
     note("edge SIGKILL: ms until resumed", "300 ms", max=max(resumes), resumes=len(resumes))
 
 
+@pytest.mark.slow
 async def test_an_edge_that_stood_still_while_its_callers_went_elsewhere_is_not_heard_when_it_wakes(
     redis_url: str, agent: SimulatedAgent, tmp_path: Path
 ) -> None:
@@ -61,6 +63,7 @@ async def test_an_edge_that_stood_still_while_its_callers_went_elsewhere_is_not_
             await frozen.until(partial(_idle, frozen), 10, "letting go of its calls")
 
 
+@pytest.mark.slow
 async def test_all_edges_are_replaced_one_by_one_and_every_caller_goes_on_with_the_same_agent(
     redis_url: str, agent: SimulatedAgent, tmp_path: Path
 ) -> None:
@@ -83,6 +86,7 @@ async def test_all_edges_are_replaced_one_by_one_and_every_caller_goes_on_with_t
             assert agent.total == len(e.talking.calls)
 
 
+@pytest.mark.slow
 async def test_a_storm_of_resumes_is_served(redis_url: str, agent: SimulatedAgent, tmp_path: Path) -> None:
     async with (
         Pods(redis_url, agent.url, application(tmp_path), BRIDGE_WORKER_CALLS=str(STORM)) as pods,
@@ -105,6 +109,7 @@ async def test_a_storm_of_resumes_is_served(redis_url: str, agent: SimulatedAgen
     note(name, "all accepted", p50=resumes[STORM // 2], max=resumes[-1])
 
 
+@pytest.mark.slow
 async def test_a_caller_cut_off_from_his_edge_goes_on_at_another_though_the_first_still_thinks_it_has_him(
     redis_url: str, agent: SimulatedAgent, tmp_path: Path
 ) -> None:
