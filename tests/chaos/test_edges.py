@@ -23,12 +23,12 @@ from bridge_shared.redis.connection import connect
 from bridge_sim.agent import SimulatedAgent
 from bridge_sim.agent_script import AgentScript
 from bridge_sim.caller import SimulatedCall
-from bridge_sim.plan import CallPlan, CallProblem
+from bridge_sim.plan import CallPlan
 from pods import Pod, Pods, application
 from telephone import Wire
 
-NOTICED_SECONDS = 6.5
-"""DESIGN §9 promises 6; the rest is for two busy cores to read a log."""
+NOTICED_SECONDS = 6.0
+"""DESIGN §9."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -144,38 +144,6 @@ async def test_a_caller_who_never_comes_back_is_lost_once_and_the_call_finished_
             finally:
                 await server.close()
         assert worker.stdout.count("session_end") == 1
-
-
-@pytest.mark.parametrize("why", ["unknown", "ended", "another bridge's"])
-async def test_a_resume_that_is_refused_changes_nothing_in_redis(
-    redis_url: str, agent: SimulatedAgent, tmp_path: Path, why: str
-) -> None:
-    async with Pods(redis_url, agent.url, application(tmp_path)) as pods:
-        edge, worker = await asyncio.gather(pods.edge(), pods.worker())
-        async with SimulatedCall(edge.url, CallPlan(resume_after_s=600, turn_timeout_s=20)) as call:
-            await _begin(call)
-            server = await connect(redis_url, name="test")
-            key = f"call:{{{call.conversation_id}}}"
-            try:
-                if why == "ended":
-                    await call.hang_up()
-                    await worker.until(lambda: "session_end" in worker.stdout, 10, "the finish")
-                elif why == "another bridge's":
-                    await server.execute("HSET", key, "bridge", "somebody else's")
-                    await call.drop()
-                before = await server.execute("HGETALL", key)
-                other = SimulatedCall(edge.url, CallPlan(turn_timeout_s=20))
-                if why != "unknown":
-                    other = SimulatedCall(edge.url, CallPlan(turn_timeout_s=20), conversation_id=call.conversation_id)
-                async with other:
-                    with pytest.raises(CallProblem):
-                        await other.resume()
-                after = await server.execute("HGETALL", key)
-                if why == "unknown":
-                    assert not await server.execute("EXISTS", f"call:{{{other.conversation_id}}}")
-                assert after == before
-            finally:
-                await server.close()
 
 
 async def test_all_edges_are_restarted_one_after_the_other_at_their_ports_and_nobody_is_dropped(
