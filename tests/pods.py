@@ -16,7 +16,9 @@ import asyncio
 import contextlib
 import http.client
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,13 +41,14 @@ from deepgram_audiocodes_bridge import BridgeConfig, DeepgramBridge
 
 bridge = DeepgramBridge(BridgeConfig(deepgram_api_key="test-key", deepgram_config={{"agent": {{
     "listen": {{"provider": {{"type": "deepgram", "model": "nova-3"}}}},
-    "think": {{"provider": {{"type": "open_ai", "model": "gpt-4o-mini"}}, "prompt": "You are the parcel desk."}},
+    "think": {{"provider": {{"type": "open_ai", "model": "gpt-4o-mini"}}, "prompt": "You are the parcel desk.",
+              "functions": {functions}}},
     "speak": {{"provider": {{"type": "deepgram", "model": "aura-2-thalia-en"}}}},
 }}}}, port=8000))
 
 @bridge.on("session_end")
 async def over(session, event):
-    print("session_end", event.reason, flush=True)
+    print("session_end", event.reason, session.conversation_id, flush=True)
 
 {handlers}
 asyncio.run(bridge.run())
@@ -56,10 +59,15 @@ print("the application went on after run", flush=True)
 Line = dict[str, Any]
 
 
-def application(folder: Path, handlers: str = "") -> Path:
-    """A file in that folder with one bridge, the handlers given as source, and a `session_end` handler."""
+def application(folder: Path, handlers: str = "", *, functions: Sequence[str] = ()) -> Path:
+    """A file in that folder with one bridge, the handlers given as source, and a `session_end` handler.
+
+    Args:
+        functions: the names of the functions that the agent may call.
+    """
     app = folder / "app.py"
-    app.write_text(APP.format(handlers=handlers))
+    offered = [{"name": name, "description": name} for name in functions]
+    app.write_text(APP.format(handlers=handlers, functions=offered))
     return app
 
 
@@ -233,6 +241,12 @@ class Pod(Program):
                 return answer.status, answer.read().decode()
             except OSError:
                 return 0, ""
+
+    async def metric(self, name: str) -> float:
+        """The sum of a metric over its labels; NaN if it is not there or nobody answers."""
+        _, body = await asyncio.to_thread(self.get, "/metrics")
+        values = [float(line.rsplit(" ", 1)[1]) for line in body.splitlines() if re.match(rf"{name}[ {{]", line)]
+        return sum(values) if values else math.nan
 
 
 class Pods:

@@ -6,6 +6,8 @@
 | `calls_total` (outcome) | `bridge_calls_total` | ended calls, by the reason given to `session_end` |
 | `calls_refused` (reason) | `bridge_calls_refused_total` | calls answered with an error instead of an agent |
 | `setup_seconds` | `bridge_setup_seconds` | from `session.initiate` to `session.accepted` |
+| `turn_seconds` (until) | `bridge_turn_seconds` | what the agent understood, to its answer's `text`, `audio`, `heard` |
+| `playout_seconds` | `bridge_playout_seconds` | from a turn's first audio at the edge to its first chunk for VAIC |
 | `takeovers` | `bridge_takeovers_total` | calls of a dead pod that this one adopted |
 | `handovers` (result) | `bridge_handovers_total` | calls given away: `moved`, `thawed` (tried again) or `forced` |
 | `resumes` | `bridge_resumes_total` | callers who came back with `session.resume` |
@@ -17,6 +19,7 @@
 | `cuts` | `bridge_cuts_total` | turns cut off because the caller spoke |
 | `transcript_lines` | `bridge_transcript_lines_total` | utterances stored |
 | `handler_errors` (event) | `bridge_handler_errors_total` | handlers of the application that raised or took too long |
+| `function_calls` (outcome) | `bridge_function_calls_total` | by `reissued` agents, `resumed` by owners, `failed` |
 | `agent_errors` (code) | `bridge_agent_errors_total` | Deepgram refusals and broken agent connections |
 | `agent_reconnects` | `bridge_agent_reconnects_total` | agent connections replaced in mid-call |
 | `bad_input` (code) | `bridge_bad_input_total` | messages skipped because they broke the protocol |
@@ -65,6 +68,16 @@ calls_refused: Final = _counter("calls_refused", "Calls refused", "reason")
 setup_seconds: Final = Histogram(
     "bridge_setup_seconds", "session.initiate to session.accepted", buckets=_SETUP_BUCKETS, registry=registry
 )
+turn_seconds: Final = Histogram(
+    "bridge_turn_seconds",
+    "From what the agent understood to its answer",
+    ["until"],
+    buckets=_SETUP_BUCKETS,
+    registry=registry,
+)
+playout_seconds: Final = Histogram(
+    "bridge_playout_seconds", "First audio of a turn to its first chunk", buckets=_LAG_BUCKETS, registry=registry
+)
 takeovers: Final = _counter("takeovers", "Calls adopted from a dead pod")
 handovers: Final = _counter("handovers", "Calls given to another worker", "result")
 resumes: Final = _counter("resumes", "Callers who came back with session.resume")
@@ -76,6 +89,7 @@ underruns: Final = _counter("underruns", "Times a turn had nothing to play befor
 cuts: Final = _counter("cuts", "Turns cut off because the caller spoke")
 transcript_lines: Final = _counter("transcript_lines", "Utterances stored")
 handler_errors: Final = _counter("handler_errors", "Handlers that raised or took too long", "event")
+function_calls: Final = _counter("function_calls", "Function calls that did not go their usual way", "outcome")
 agent_errors: Final = _counter("agent_errors", "Deepgram refusals and broken agent connections", "code")
 agent_reconnects: Final = _counter("agent_reconnects", "Agent connections replaced in mid-call")
 bad_input: Final = _counter("bad_input", "Messages skipped because they broke the protocol", "code")

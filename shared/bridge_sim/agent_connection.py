@@ -20,7 +20,7 @@ from bridge_sim import speech
 from bridge_sim.agent_line import Line
 from bridge_sim.agent_mouth import Mouth, Turn
 from bridge_sim.agent_record import MOST_NOTES, Record
-from bridge_sim.agent_script import NO_FAULTS, AgentScript, Call, Say, reply_to, say
+from bridge_sim.agent_script import NO_FAULTS, AgentScript, Call, Say, number, reply_to, say
 from bridge_sim.changes import Changes
 from bridge_sim.vad import Ear, Ended, Started
 
@@ -87,6 +87,10 @@ class AgentConnection:
     @property
     def texts(self) -> list[tuple[str, str]]:
         return self.record.texts
+
+    @property
+    def said_at(self) -> list[float]:
+        return self.record.said_at
 
     @property
     def frames(self) -> list[tuple[float, int]]:
@@ -223,6 +227,8 @@ class AgentConnection:
 
     async def _user_said(self, text: str, think_s: float) -> None:
         reply = reply_to(self._script, text, self._line.conversation, self._mouth.functions)
+        if self._script.numbered and isinstance(reply, Say):
+            reply = number(reply)
         if self._mouth.cancelled and self._script.reissue_cancelled:
             reply = Call(self._mouth.cancelled)
         self._mouth.cancelled = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import orjson
@@ -61,7 +62,8 @@ class Line:
             )
         else:
             await self.send(self.server.text(role, content))
-        self.record.text(role, content)
+        if not self.silent:
+            self.record.text(role, content, asyncio.get_running_loop().time())
         await self.history({"role": role, "content": content})
 
     async def history(self, item: dict[str, Any]) -> None:

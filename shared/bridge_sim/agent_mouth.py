@@ -13,7 +13,7 @@ from bridge_shared.protocol.deepgram import FunctionResponse
 from bridge_shared.protocol.media import Media
 from bridge_sim import speech
 from bridge_sim.agent_line import Line
-from bridge_sim.agent_script import AgentScript, Call, Faults, Reply, say
+from bridge_sim.agent_script import AgentScript, Call, Faults, Reply, say, spoken
 
 
 @dataclass(slots=True, eq=False)
@@ -158,7 +158,7 @@ class Mouth:
             if turn.cut:
                 return
             await self._line.text("assistant", sentence)
-            turn.unsent = speech.render_text(sentence, self.media)
+            turn.unsent = speech.render_text(spoken(sentence), self.media)
             while turn.unsent and not turn.cut:
                 frame = self._next_frame(turn)
                 seconds = self.media.ms(len(frame)) / 1000

@@ -26,7 +26,8 @@ class Record:
         spoken: all agent audio.
         heard_bytes, spoken_bytes: the same as counts, also when nothing is recorded.
         frames: arrival (monotonic seconds) and size of each frame of caller audio.
-        texts: (role, content) of every ConversationText.
+        texts: (role, content) of every ConversationText that was sent.
+        said_at: when each of them was, in monotonic seconds.
         problems: sentences about frames that a client should not have sent, or not then.
     """
 
@@ -37,6 +38,7 @@ class Record:
         self.heard_bytes = self.spoken_bytes = 0
         self.frames: list[tuple[float, int]] = []
         self.texts: list[tuple[str, str]] = []
+        self.said_at: list[float] = []
         self.problems: list[str] = []
         self._backlog = 0.0  # seconds of audio ahead of PACE
         self._last = 0.0
@@ -72,9 +74,10 @@ class Record:
         if self.keep and len(self.spoken) + len(data) <= MOST_AUDIO:
             self.spoken += data
 
-    def text(self, role: str, content: str) -> None:
+    def text(self, role: str, content: str, now: float) -> None:
         self.texts.append((role, content))
-        del self.texts[:-MOST_NOTES]
+        self.said_at.append(now)
+        del self.texts[:-MOST_NOTES], self.said_at[:-MOST_NOTES]
 
     def problem(self, sentence: str) -> None:
         if len(self.problems) < MOST_NOTES:

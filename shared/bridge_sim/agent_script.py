@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -86,6 +88,8 @@ class AgentScript:
         echo: every audio frame is sent back at once, and nothing is said or understood. For load tests.
         answers, calls: see ANSWERS and CALLS.
         speculative: function calls are requested before the caller's text is confirmed (§4.4, rule 3).
+        numbered: each answer begins with a number of its own ("#17 We are open."), which is not spoken: so no two
+            answers are the same, and none that is lost or doubled stays unnoticed.
         reissue_cancelled: a call that the caller's interruption cancelled is made again after it, under a new id.
         faults: see Faults.
     """
@@ -103,6 +107,7 @@ class AgentScript:
     answers: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: ANSWERS)
     calls: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=lambda: CALLS)
     speculative: bool = False
+    numbered: bool = False
     reissue_cancelled: bool = False
     faults: Faults = NO_FAULTS
 
@@ -140,6 +145,19 @@ def reply_to(script: AgentScript, said: str, history: Sequence[Mapping[str, Any]
         return say("agent_sorry")
     calls = tuple(call for call in script.calls.get(known.name, ()) if call[0] in functions)
     return Call(calls) if calls else say(*script.answers[known.name])
+
+
+_numbers = itertools.count(1)
+
+
+def number(reply: Say) -> Say:
+    """The same with a number before each sentence, never used before in this process."""
+    return Say(tuple(f"#{next(_numbers)} {sentence}" for sentence in reply.sentences))
+
+
+def spoken(sentence: str) -> str:
+    """What of a sentence is heard: all but its number."""
+    return re.sub(r"^#\d+ ", "", sentence)
 
 
 def say(*answers: str) -> Say:

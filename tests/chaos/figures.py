@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 
-def note(experiment: str, **figures: float) -> None:
-    """One line of JSON: the experiment in words, and its figures."""
-    line = json.dumps({"experiment": experiment, **figures})
+def note(experiment: str, promise: str, **figures: float) -> None:
+    """One line of JSON: the experiment and its promise in words, and its figures; times are milliseconds."""
+    line = json.dumps({"experiment": experiment, "promise": promise, **figures})
     print(line)
     if results := os.environ.get("CHAOS_RESULTS"):
         with Path(results).open("a") as file:

@@ -32,6 +32,7 @@ class Balancer:
         self._flowing.set()
         self._next = 0
         self._lines: set[asyncio.StreamWriter] = set()
+        self._callers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
@@ -43,6 +44,7 @@ class Balancer:
         assert self._server is not None
         self._server.close()
         self.cut()
+        self.flow()
         await self._server.wait_closed()
 
     def stall(self) -> None:
@@ -58,8 +60,15 @@ class Balancer:
         for writer in list(self._lines):
             writer.transport.abort()
 
+    def cut_callers(self) -> None:
+        """Every caller's connection is reset; the backends are not told, and get no more."""
+        self.stall()
+        for writer in list(self._callers):
+            writer.transport.abort()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._lines.add(writer)
+        self._callers.add(writer)
         try:
             far = await self._connect()
             if far is None:
@@ -75,6 +84,7 @@ class Balancer:
                 far_writer.transport.abort()
         finally:
             self._lines.discard(writer)
+            self._callers.discard(writer)
             writer.transport.abort()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
@@ -96,4 +106,5 @@ class Balancer:
                 await self._flowing.wait()
                 writer.write(data)
                 await writer.drain()
+        await self._flowing.wait()  # while it is stalled, nobody is told of an end either
         writer.transport.abort()

@@ -1,25 +1,46 @@
-"""Callers who talk while something goes wrong, and what must be true of their calls afterwards."""
+"""Callers who talk while something goes wrong."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import itertools
-import statistics
-from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
-from figures import note
-
-from bridge_shared.redis.calls import Calls
-from bridge_shared.redis.connection import connect
-from bridge_sim.agent import SimulatedAgent
+from bridge_sim.agent import AgentScript
 from bridge_sim.caller import SimulatedCall
 from bridge_sim.plan import CallPlan
 from bridge_sim.report import CallReport
+from pods import Pod, application
 
 TRIES, PATIENCE_SECONDS = 4, 8.0
 SENTENCES = ("thank_you", "opening_hours", "greeting_hello", "change_address")
+
+CONNECT_SECONDS = 0.25
+"""What a real agent takes to be ready (DESIGN §9)."""
+
+SAFE_SECONDS = 0.25
+"""A line that the agent emitted so long before a pod died is never lost (DESIGN §9)."""
+
+AGENT = AgentScript(open_delay_s=CONNECT_SECONDS, numbered=True)
+"""No two of its answers are the same."""
+
+COMMANDS = """
+import contextlib
+
+@bridge.on("conversation_text")
+async def command(session, event):
+    if event.role == "assistant":
+        with contextlib.suppress(RuntimeError):  # the call is over
+            await session.send_meta_data({"line": event.content})
+"""
+"""One command that must not be carried out twice for each answer of the agent."""
+
+
+def talking_application(folder: Path) -> Path:
+    """An application that gives VAIC a command for each answer of the agent."""
+    return application(folder, COMMANDS)
 
 
 class Talk:
@@ -27,24 +48,49 @@ class Talk:
 
     def __init__(self, urls: tuple[str, ...]) -> None:
         self._urls = urls
+        self._loop = asyncio.get_running_loop()
         self.stop = asyncio.Event()
         self.calls: list[SimulatedCall] = []
         self.turns = 0
         self.repeated = 0
         """Times that a caller had to say something again."""
+        self.waits: list[float] = []
+        """Seconds from the end of what a caller said, for the first time, to the first sound of the answer."""
+        self.faults: list[tuple[float, float]] = []
+        """From when to when, on the loop's clock, something was broken."""
         self._turned = asyncio.Event()
 
     @property
     def reports(self) -> list[CallReport]:
         return [call.report() for call in self.calls]
 
+    @contextlib.contextmanager
+    def fault(self, *, after: float = 0.5) -> Iterator[None]:
+        """Something is broken in this block and for `after` seconds: what the agent emits meanwhile may be lost."""
+        began = self._loop.time()
+        yield
+        self.faults.append((began - SAFE_SECONDS, self._loop.time() + after))
+
+    async def another_turn(self, seconds: float = 60) -> None:
+        """Wait until as many turns are over as there are callers."""
+        turns = self.turns
+        async with asyncio.timeout(seconds):
+            while self.turns < turns + len(self.calls):
+                self._turned.clear()
+                await self._turned.wait()
+
     async def _ask(self, call: SimulatedCall, sentence: str) -> None:
         """Say it, and again like a person who gets no answer: what is said while nobody can hear it is lost."""
+        asked: float | None = None
         for _ in range(TRIES):
             await call.say(sentence)
+            ended = self._loop.time()
+            asked = ended if asked is None else asked
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PATIENCE_SECONDS):
-                    return await call.wait_answer()
+                    await call.wait_answer()
+                self.waits.append(ended - asked + call.report().answer_ms[-1] / 1000)
+                return
             self.repeated += 1
         raise AssertionError(f"{call.conversation_id}: {TRIES} times unanswered")
 
@@ -85,37 +131,6 @@ async def talk(callers: int, *urls: str) -> AsyncIterator[Talk]:
         talking.stop.set()
 
 
-async def check(
-    redis_url: str, talking: Talk, agent: SimulatedAgent, experiment: str, *, every_line: bool = True
-) -> None:
-    """Nobody was dropped, no line is there twice, and the figures are noted.
-
-    Args:
-        every_line: all that the agent emitted is there. False where a pod died or was fenced: what was emitted in
-            the quarter of a second before, or to a pod that stood still, may be missing.
-    """
-    assert [(r.problem, r.violations) for r in talking.reports] == [(None, [])] * len(talking.calls)
-    server = await connect(redis_url, name="test")
-    try:
-        calls = Calls(server, "fleet", transcript_ttl=3600)
-        stored = Counter(
-            [
-                (line.role, line.content)
-                for report in talking.reports
-                for line in await calls.transcript(report.conversation_id)
-            ]
-        )
-    finally:
-        await server.close()
-    emitted = Counter(text for connection in agent.connections for text in connection.texts)
-    assert not stored - emitted  # doubled
-    if every_line:
-        assert not emitted - stored  # lost
-    answers = [ms for report in talking.reports for ms in report.answer_ms]
-    figures = {"p50": statistics.median(answers), "max": max(answers), "turns": len(answers)}
-    note(
-        f"{experiment}: answer time in ms",
-        **figures,
-        repeated=talking.repeated,
-        lines_missing=(emitted - stored).total(),
-    )
+def busiest(workers: list[Pod]) -> Pod:
+    """The worker that has most of the calls: a fault that befalls an idle one shows nothing."""
+    return max(workers, key=lambda worker: len(worker.logged("agent connected")))

@@ -376,6 +376,38 @@ async def test_a_caller_who_is_lost_and_comes_back_goes_on_in_the_same_session(r
     assert s.notes.of("error") == []
 
 
+async def test_a_sentence_in_which_the_caller_was_lost_goes_on_when_he_is_back(redis_url: str) -> None:
+    async with stage(redis_url, make_bridge()) as s, calling(s.app.url, barge_in=True) as call:
+        await s.notes.wait("activity")
+        s.connection.say("agent_long_answer")
+        await call.wait_interruptible()
+        await call.drop()
+        before = sum(len(played.data) for played in call.report().heard)
+        await call.resume()
+        await s.notes.wait("agent_audio_done", seconds=30)
+        after = sum(len(played.data) for played in call.report().heard) - before
+        lines = await s.app.calls("transcript", call.conversation_id)
+        await call.hang_up()
+    whole = s.connection.record.spoken_bytes
+    assert before < whole / 2
+    # what was heard after the last report of the former socket is heard again, but not the sentence from its beginning
+    assert whole - 200 <= before + after < whole + before
+    assert not any(line.interrupted for line in lines)
+
+
+async def test_what_an_answer_took_is_told_and_kept(redis_url: str) -> None:
+    bridge = make_bridge()
+    told: list[Any] = []
+    bridge.on("turn_timing")(lambda session, event: told.append((event, session.turn_timings)))
+    async with stage(redis_url, bridge) as s, calling(s.app.url) as call:
+        await call.say("thank_you")
+        await call.wait_answer()
+        await call.hang_up()
+    ((event, kept),) = told
+    assert kept == [event.timing]
+    assert 0 <= event.timing.text_ms <= event.timing.audio_ms
+
+
 async def test_an_application_that_hangs_up_ends_the_session_with_its_reason(redis_url: str) -> None:
     async with stage(redis_url, make_bridge()) as s, calling(s.app.url) as call:
         await ended(s.notes.session.end_session("all done"))

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from bridge_edge import call as edge_call
+from bridge_edge import opening
 from bridge_shared import link
 from bridge_shared.protocol.media import FORMATS, media, wav_header
 from bridge_sim import speech
 from bridge_sim.agent_script import AgentScript, Faults
 from bridge_sim.caller import CallEvent, SimulatedCall
 from bridge_sim.plan import CallPlan
-from bridge_worker import conversation, finisher
+from bridge_worker import caller_side, conversation, finisher
 from deepgram_audiocodes_bridge import BridgeConfig, DeepgramBridge, Session
 from harness import AGENT, configuration
 from telephone import heard, stage, types, wire
@@ -643,7 +644,7 @@ async def test_a_call_goes_on_at_another_edge_and_the_former_one_lets_go_of_it(
 
 
 async def test_a_conversation_that_nobody_knows_is_not_resumed(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edge_call, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(opening, "LOOK_SECONDS", 0.2)
     async with stage(redis_url) as bridge, wire(bridge.url, "nobody-knows-me") as vaic:
         await vaic.resume()
         refusal = await vaic.expect("session.error")
@@ -683,7 +684,7 @@ async def test_a_conversation_of_another_bridge_is_not_resumed_and_not_disturbed
 
 
 async def test_a_caller_who_does_not_come_back_is_given_up(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversation, "SILENT_SECONDS", 60.0)  # the edge says so
+    monkeypatch.setattr(caller_side, "SILENT_SECONDS", 60.0)  # the edge says so
     async with stage(redis_url, lost_seconds=1) as bridge, wire(bridge.url) as vaic:
         await vaic.begin()
         agent = await bridge.connection()

@@ -39,7 +39,7 @@ def test_audio_frames_and_notes_are_bounded_and_still_counted():
     for second in range(1100):
         record.hear(MULAW.silence(10_000), MULAW, second * 10.0)
         record.speak(MULAW.silence(10_000))
-        record.text("user", str(second))
+        record.text("user", str(second), second)
         record.problem(str(second))
     assert len(record.heard) <= agent_record.MOST_AUDIO
     assert len(record.spoken) <= agent_record.MOST_AUDIO

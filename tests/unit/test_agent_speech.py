@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from bridge_edge.playout import Played, Playout, SendChunk, StartStream
 from bridge_shared.frames import Kind
 from bridge_shared.protocol.media import FORMATS, Media, media
-from bridge_worker.speech import CREDIT_MS, GATE_SECONDS, WAITING_BYTES, LineHeard, Speech, Turn, TurnOver
+from bridge_worker.speech import (
+    CREDIT_MS,
+    FRESH_SECONDS,
+    GATE_SECONDS,
+    WAITING_BYTES,
+    LineHeard,
+    Speech,
+    Turn,
+    TurnOver,
+)
 
 MULAW = media("raw/mulaw")
 LINEAR = media("raw/lpcm16")
@@ -68,12 +77,89 @@ class Worker:
         self.flush()
 
     def played(self, turn: Turn, heard_ms: int, state: str = "playing") -> list[TurnOver]:
-        over = self.speech.played(turn, heard_ms, state)
+        over = self.speech.played(turn, heard_ms, state, NOW)
         self.flush()
         return over
 
     def sent_ms(self, turn: Turn) -> float:
         return self.media.ms(len(self.sent[turn]))
+
+
+# ── another edge ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def another_edge(worker: Worker, now: float = NOW) -> None:
+    worker.speech.edge_changed(now)
+    worker.flush()
+
+
+@pytest.mark.parametrize("heard", [0, 250, 400, 1234])
+def test_at_another_edge_a_turn_goes_on_where_the_last_report_left_it(heard: int):
+    worker = Worker()
+    worker.audio(sound(5000))
+    worker.played(T1, heard)
+    another_edge(worker)
+    for more in range(0, 5000, 250):
+        worker.played(T2, more)
+    assert worker.sent[T2] == sound(5000)[MULAW.nbytes(heard) :]
+
+
+def test_a_turn_that_goes_on_at_another_edge_is_reported_whole():
+    worker = Worker()
+    worker.speech.line("5-1")
+    worker.audio(sound(1000))
+    worker.speech.line("5-2")
+    worker.audio(sound(1000))
+    worker.done()
+    worker.played(T1, 1500)
+    another_edge(worker)
+    assert worker.order[-1] == ("TURNEND", T2)
+    (over,) = worker.played(T2, 500, "finished")
+    assert over.lines == (LineHeard("5-1", 1000, False), LineHeard("5-2", 1000, False))
+    assert over.announce
+    assert not worker.speech.speaking
+
+
+def test_a_turn_that_was_cut_after_it_went_on_counts_what_was_heard_at_both_edges():
+    worker = Worker()
+    worker.speech.line("5-1")
+    worker.audio(sound(3000))
+    worker.played(T1, 1000)
+    another_edge(worker)
+    worker.cut()
+    (over,) = worker.played(T2, 500, "cut")
+    assert over.lines == (LineHeard("5-1", 1500, True),)
+
+
+def test_audio_that_comes_after_the_change_belongs_to_the_turn_that_goes_on():
+    worker = Worker()
+    worker.audio(sound(500))
+    another_edge(worker)
+    worker.audio(sound(300))
+    worker.done()
+    assert worker.sent[T2] == sound(500) + sound(300)
+    assert worker.order[-1] == ("TURNEND", T2)
+
+
+def test_a_turn_of_which_nothing_was_told_for_long_is_cut_at_another_edge():
+    worker = Worker()
+    worker.speech.line("5-1")
+    worker.audio(sound(1000))
+    worker.done()
+    another_edge(worker, NOW + FRESH_SECONDS + 0.1)
+    assert worker.order[-1] == ("CUT", T1)
+    (over,) = worker.played(T1, 0, "cut")
+    assert over.lines == (LineHeard("5-1", 0, True),)
+
+
+def test_a_turn_that_was_cut_stays_cut_at_another_edge():
+    worker = Worker()
+    worker.audio(sound(1000))
+    worker.cut()
+    another_edge(worker)
+    assert worker.order[-2:] == [("CUT", T1), ("CUT", T1)]
+    worker.played(T1, 0, "cut")
+    assert not worker.speech.speaking
 
 
 # ── credit ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -471,9 +557,12 @@ class Both:
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = count()
         self._arrives = {"down": NOW, "up": NOW}
+        self._on_the_way: set[int] = set()
 
-    def at(self, when: float, what: Callable[[], None]) -> None:
-        heapq.heappush(self._due, (when, next(self._numbers), what))
+    def at(self, when: float, what: Callable[[], None]) -> int:
+        number = next(self._numbers)
+        heapq.heappush(self._due, (when, number, what))
+        return number
 
     def run(self) -> None:
         """Until nothing is left to happen."""
@@ -494,7 +583,7 @@ class Both:
     def _post(self, direction: str, what: Callable[[], None]) -> None:
         jitter = next(self._numbers) * 37 % 61 / 1000
         self._arrives[direction] = max(self._arrives[direction], self.now + 0.02 + jitter)
-        self.at(self._arrives[direction], what)
+        self._on_the_way.add(self.at(self._arrives[direction], what))
 
     def _send(self) -> None:
         for kind, body, _ in self.speech.take():
@@ -519,7 +608,14 @@ class Both:
                 self.played[self._open] += action.data
 
     def _heard(self, report: Played) -> None:
-        self.over += self.speech.played(report.turn, report.heard_ms, report.state)
+        self.over += self.speech.played(report.turn, report.heard_ms, report.state, self.now)
+
+    def another_edge(self) -> None:
+        """The edge is gone with all that was on the way, and there is another one."""
+        self._due = [item for item in self._due if item[1] not in self._on_the_way]
+        heapq.heapify(self._due)
+        self.playout = Playout(self.media, prefix="2", lead_ms=300, chunk_ms=100)
+        self.speech.edge_changed(self.now)
 
 
 @pytest.mark.parametrize("token", FORMATS)
@@ -607,3 +703,45 @@ def test_whatever_agent_and_caller_do_every_turn_ends_once_and_nothing_is_stuck(
             assert whole.startswith(both.played[over.turn])
             heard = sum(line.heard_ms for line in over.lines)
             assert heard <= both.media.ms(len(both.played[over.turn])) + 0.5 * len(over.lines) + 1
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(
+    st.sampled_from(FORMATS),
+    st.lists(st.tuples(WAITS, AGENT | st.just(("another edge", 0))), max_size=20),
+)
+def test_however_often_the_edge_changes_every_line_is_reported_once_and_nothing_is_stuck(
+    token: str, steps: list[tuple[float, tuple[str, int]]]
+):
+    both = Both(media(token))
+    speech = both.speech
+    lines: list[str] = []
+    announcements = 0
+
+    def do(what: str, amount: int) -> None:
+        nonlocal announcements
+        if what == "audio":
+            speech.audio(bytes(amount), both.now)
+        elif what == "caller speaks":
+            speech.cut(both.now)
+        elif what == "done":
+            announcements += speech.done()
+        elif what == "sign":
+            speech.sign_of_turn()
+        elif what == "another edge":
+            both.another_edge()
+        else:
+            speech.begin()
+            lines.append(str(len(lines)))
+            speech.line(lines[-1])
+
+    moment = NOW
+    for wait, (what, amount) in [*steps, (0.01, ("done", 0))]:
+        moment += wait
+        both.at(moment, lambda w=what, a=amount: do(w, a))
+    both.run()
+
+    assert not speech.speaking
+    assert not both.playout.speaking
+    assert [line.entry for over in both.over for line in over.lines] == lines
+    assert sum(over.announce for over in both.over) == announcements

@@ -6,7 +6,6 @@ Wire before handlers (SDK reference §5.2 rule 3): what the caller or VAIC must 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,8 @@ from bridge_shared.protocol import deepgram as dg
 from bridge_shared.redis.calls import Line
 from bridge_shared.types import deepgram as types
 from bridge_shared.types import extra
-from bridge_worker.recovery import CHARACTERS_PER_SECOND, HISTORY_ITEMS, FunctionRecord, Recovery, recover
+from bridge_worker.functions import Record
+from bridge_worker.recovery import CHARACTERS_PER_SECOND, Recovery, recover
 from bridge_worker.speech import LineHeard
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ class AgentEvents:
     def __init__(self, conversation: Conversation, said: Sequence[Line]) -> None:
         """`said`: what was said under former owners."""
         self._c = conversation
-        self._functions: deque[FunctionRecord] = deque(maxlen=HISTORY_ITEMS)
         self._heard: dict[str, LineHeard] = {
             line.id: LineHeard(line.id, line.heard_ms, line.interrupted) for line in said if line.heard_ms is not None
         }
@@ -53,15 +52,18 @@ class AgentEvents:
         c = self._c
         match event:
             case dg.Audio(data=data):
-                c.speech.audio(data, c.loop.time())
+                now = c.loop.time()
+                if c.speech.audio(data, now):
+                    c.timings.audio(c.speech.turn, now)
             case dg.ConversationText(role="user", content=content):
                 self._user_said(content)
             case dg.ConversationText(role="assistant", content=content):
                 self._agent_says(content)
             case dg.UserStartedSpeaking():
                 c.caller_spoke_at = c.loop.time()
+                c.functions.caller_spoke()
                 c.speech.cut(c.loop.time())
-                c.tell(Kind.SPEECH, ["started", ""])
+                c.caller.tell(Kind.SPEECH, ["started", ""])
                 c.event("user_started_speaking", types.UserStartedSpeakingEvent(session_id=self._id))
             case dg.AgentAudioDone():
                 if not c.speech.done():
@@ -72,8 +74,9 @@ class AgentEvents:
                 c.speech.sign_of_turn()
                 c.event("agent_started_speaking", extra.AgentStartedSpeakingEvent(self._id, total, tts, ttt))
             case dg.FunctionCallRequest(functions=functions):
-                c.event("function_call_request", self._request(functions))
+                c.functions.requested(functions)
             case dg.FunctionCallCancelled(functions=functions):
+                c.functions.cancelled(functions)
                 gone = tuple(extra.CancelledFunctionCall(str(f.get("id")), str(f.get("name", ""))) for f in functions)
                 c.event("function_call_cancelled", extra.FunctionCallCancelledEvent(self._id, gone))
             case dg.FunctionCallDone(id=call_id, name=name, content=content):
@@ -81,11 +84,11 @@ class AgentEvents:
                     "function_call_response", extra.FunctionCallResponseEvent(self._id, call_id or "", name, content)
                 )
             case dg.Updated(kind=kind):
-                c.confirmed(kind)
+                c.agent.confirmed(kind)
                 self._updated(kind)
             case dg.History(raw=item):
                 if "function_calls" in item:
-                    self._functions.append(FunctionRecord(c.lines.last, item))
+                    c.functions.committed(item)
                 c.event("history", extra.HistoryEvent(self._id, item))
             case dg.InjectionRefused(message=message):
                 c.injections.refused()
@@ -96,6 +99,8 @@ class AgentEvents:
                 else:
                     c.event("warning", types.WarningEvent(session_id=self._id, code=code, description=description))
             case dg.LatencyReport(raw=report):
+                stt = report.get("stt_latency")
+                c.timings.recognised(float(stt) if isinstance(stt, int | float) else None)
                 if c.hosted.handlers.wants("latency_report"):
                     names = extra.LatencyReportEvent.__slots__[1:]
                     values = {name: report.get(name) for name in names}
@@ -111,6 +116,12 @@ class AgentEvents:
         """The caller has heard the agent's turn to its end, or it was interrupted."""
         self._c.event("agent_audio_done", types.AgentAudioDoneEvent(session_id=self._id))
 
+    def timed(self, timing: extra.TurnTiming) -> None:
+        """The caller begins to hear an answer."""
+        for hop in ("text", "audio", "heard"):
+            metrics.turn_seconds.labels(until=hop).observe(getattr(timing, f"{hop}_ms") / 1000)
+        self._c.event("turn_timing", extra.TurnTimingEvent(self._id, timing))
+
     def reconnected(self, failure: AgentFailed) -> None:
         """Tell the handlers of a loss that was repaired (SDK reference §14)."""
         description = f"The agent was lost ({failure.description}) and is back with the conversation so far"
@@ -121,11 +132,13 @@ class AgentEvents:
         """Tell the handlers that the agent's connection was replaced before it became too old."""
         self._c.event("session_resumed", extra.SessionResumedEvent(self._id, "agent_renewed"))
 
-    def recover(self, *, caller_speaks: bool) -> Recovery:
-        """How the conversation goes on with a new agent."""
-        recovery = recover(self._lines(), self._functions, caller_speaks=caller_speaks)
+    def recover(self, *, caller_speaks: bool) -> tuple[Recovery, list[Record]]:
+        """How the conversation goes on with a new agent, and the function calls that it waits for."""
+        lines, functions = self._lines(), self._c.functions
+        waiting = functions.open_calls(lines, caller_speaks=caller_speaks)
+        recovery = recover(lines, functions.history(), caller_speaks=caller_speaks, call_open=bool(waiting))
         self._echo, self._agent_echo = recovery.caller_says, recovery.agent_says
-        return recovery
+        return recovery, waiting
 
     def taken_over(self, why: str) -> None:
         """Tell the handlers that the call is here now, and was elsewhere."""
@@ -162,9 +175,11 @@ class AgentEvents:
         echo, self._echo = self._echo, ""
         if content == echo:  # what we said again for the caller: it is in the transcript already
             return
+        c.functions.caller_spoke()
+        c.timings.understood(c.loop.time())
         c.injections.said("user", content)
         entry = self._store("user", content, c.speech.turn)
-        c.tell(Kind.SPEECH, ["recognition", content, entry])
+        c.caller.tell(Kind.SPEECH, ["recognition", content, entry])
         c.event("conversation_text", self._text("user", content))
 
     def understood(self, entry: str, content: str) -> None:
@@ -175,15 +190,16 @@ class AgentEvents:
 
     def _agent_says(self, content: str) -> None:
         c = self._c
+        c.timings.text(c.loop.time())
         c.injections.said("assistant", content)
         echo, self._agent_echo = self._agent_echo, ""
         if content == echo:  # what the caller had not heard, said again: it is in the transcript already
             c.speech.begin()
-            c.tell(Kind.SPEECH, ["agent", content])
+            c.caller.tell(Kind.SPEECH, ["agent", content])
             return
         entry = self._store("assistant", content, c.speech.begin())
         c.speech.line(entry)
-        c.tell(Kind.SPEECH, ["agent", content])
+        c.caller.tell(Kind.SPEECH, ["agent", content])
         c.event("conversation_text", self._text("assistant", content))
 
     def _store(self, role: str, content: str, turn: tuple[int, int]) -> str:
@@ -195,18 +211,6 @@ class AgentEvents:
         event = types.ConversationTextEvent(session_id=self._id, role=role, content=content)
         self._c.session._transcript.append(event)
         return event
-
-    def _request(self, functions: tuple[dict[str, Any], ...]) -> types.FunctionCallRequestEvent:
-        calls = tuple(
-            types.FunctionCall(
-                id=function["id"],
-                name=function["name"],
-                arguments=str(function.get("arguments") or "{}"),
-                client_side=bool(function.get("client_side", True)),
-            )
-            for function in functions
-        )
-        return types.FunctionCallRequestEvent(session_id=self._id, functions=calls)
 
     def _updated(self, kind: str) -> None:
         event = {

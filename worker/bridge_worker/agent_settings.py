@@ -13,7 +13,8 @@ What the application changes in mid-call (`amended`) is in the settings of every
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bridge_shared.protocol.media import Media
@@ -93,3 +94,45 @@ def _complete(agent: dict[str, Any]) -> None:
 def _flux_version(provider: object) -> None:
     if isinstance(provider, dict) and str(provider.get("model", "")).startswith("flux-"):
         provider.setdefault("version", "v2")
+
+
+class Amendments:
+    """What the application changes of one call's settings, for every later connection of the call.
+
+    Args:
+        config: the customer's `deepgram_config`.
+        kept: (kind, value) of the amendments that former owners kept.
+
+    Attributes:
+        settings: the configuration as amended.
+        waiting: amendments that the agent was sent and has not confirmed, oldest first. They go again if its
+            connection breaks.
+    """
+
+    def __init__(self, config: Mapping[str, Any], kept: Iterable[tuple[str, Any]] = ()) -> None:
+        self.settings = config
+        self.waiting: deque[tuple[str, Any]] = deque()
+        self._confirmed: list[tuple[str, Any]] = []
+        for kind, value in kept:
+            self._apply(kind, value)
+
+    def asked(self, kind: str, value: Any) -> None:
+        """The agent was sent this."""
+        self.waiting.append((kind, value))
+
+    def confirmed(self, kind: str) -> bool:
+        """The agent confirms the oldest of this kind; whether there was one."""
+        for asked in self.waiting:
+            if asked[0] == kind:
+                self.waiting.remove(asked)
+                self._apply(*asked)
+                return True
+        return False
+
+    def to_keep(self) -> list[tuple[str, Any]]:
+        """What the next owner needs, all but those with a secret in them (DESIGN §6)."""
+        return [amendment for amendment in self._confirmed if not secret(amendment[1])]
+
+    def _apply(self, kind: str, value: Any) -> None:
+        self.settings = amended(self.settings, kind, value)
+        self._confirmed.append((kind, value))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bridge_shared import logs
 from bridge_shared.protocol.deepgram import LocalProtocolError
-from bridge_shared.types.deepgram import WarningEvent
+from bridge_shared.types.deepgram import FunctionCall, WarningEvent
+from bridge_shared.types.extra import TurnTiming
 
 if TYPE_CHECKING:
     from bridge_worker.conversation import Conversation
@@ -103,7 +104,7 @@ class Injections:
         c = self._c
         last = c.loop.time() + LONGEST_SECONDS
         until: float | None = None
-        while (agent := await c.ready_agent()) is not None:
+        while (agent := await c.agent.ready_connection()) is not None:
             self._outcome = c.loop.create_future()
             agent.say(getattr(agent.machine, verb)(text))
             try:
@@ -143,22 +144,36 @@ class Commands:
         c = self._c
         if verb in ROLES and not c.over:
             c.injections.put(verb, *arguments)
-        elif c.over or (agent := await c.ready_agent()) is None:
+        elif c.over or (agent := await c.agent.ready_connection()) is None:
             log.info("dropped: the call is over", cid=c.cid, command=verb)
         else:
             try:
                 agent.say(getattr(agent.machine, verb)(*arguments))
             except LocalProtocolError as error:
-                # an answer to a cancelled call, or to one of a connection that is gone (SDK reference D9)
-                log.info("dropped: the agent does not wait for it", cid=c.cid, command=verb, why=str(error))
+                log.info("dropped: the agent does not take it", cid=c.cid, command=verb, why=str(error))
             else:
                 if verb.startswith("update_"):
-                    c.asked(verb.removeprefix("update_"), *arguments)
+                    c.agent.amendments.asked(verb.removeprefix("update_"), *arguments)
+
+    async def respond(self, call_id: str, name: str, content: str) -> None:
+        """Answer a function call of the agent (`FunctionCalls.respond`)."""
+        if self._c.over:
+            log.info("dropped: the call is over", cid=self._c.cid, command="respond")
+        else:
+            await self._c.functions.respond(call_id, name, content)
+
+    def idempotency_key(self, call: FunctionCall) -> str:
+        """See `Session.idempotency_key`. From any thread."""
+        return self._c.functions.key(call)
+
+    def turn_timings(self) -> list[TurnTiming]:
+        """See `Session.turn_timings`. From any thread."""
+        return list(self._c.timings.turns)
 
     async def activities(self, activities: list[dict[str, Any]]) -> None:
         """Send activities to VAIC in one envelope."""
         repeatable = all(activity.get("name") in REPEATABLE for activity in activities)
-        self._c.activities(activities, repeatable=repeatable)
+        self._c.caller.activities(activities, repeatable=repeatable)
 
     async def hang_up(self, reason: str | None) -> None:
         """Hang up after the last words; returns when the call is over. Cancelling it only stops the waiting."""
@@ -199,12 +214,12 @@ class Commands:
         await c.played_out(settings.last_words_seconds)
         if c.over:
             return
-        c.transfer_failed.clear()
+        c.caller.transfer_failed.clear()
         c.leaving = True
-        c.activities([activity], repeatable=True)
+        c.caller.activities([activity], repeatable=True)
         patience = settings.hangup_wait_seconds if reason == "ended" else settings.transfer_wait_seconds
-        await c.within(patience, lambda: c.over or c.peer_ended.is_set() or c.transfer_failed.is_set())
-        if c.transfer_failed.is_set() and not c.peer_ended.is_set():
+        await c.within(patience, lambda: c.over or c.caller.peer_ended.is_set() or c.caller.transfer_failed.is_set())
+        if c.caller.transfer_failed.is_set() and not c.caller.peer_ended.is_set():
             c.leaving = c.parting = False
             log.info("transfer failed, the call goes on", cid=c.cid)
         else:

@@ -15,7 +15,7 @@ import contextlib
 import contextvars
 import inspect
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ LANE_LENGTH = 1000
 
 Handler = Callable[..., Any]
 Done = Callable[[], None]
+First = Callable[[], Awaitable[bool]]
+Failed = Callable[[Exception], None]
 
 
 @dataclass(slots=True)
@@ -121,18 +123,24 @@ class Handlers:
             return {"": "the application's event loop is closed"}
         return await asyncio.wrap_future(future)
 
-    async def fire(self, session: Any, name: str, event: Any, lane: Lane | None = None) -> None:
+    async def fire(self, session: Any, name: str, event: Any, lane: Lane | None = None) -> Exception | None:
         """Run all handlers of an event one after the other, in the customer's loop.
 
         Args:
             lane: where they run; none for those that the end of the call waits for. Closing it stops the rest.
+
+        Returns:
+            what the first of them that failed raised.
         """
+        first: Exception | None = None
         for handler in list(self._registry.get(name, ())):
             if lane is not None and lane.closed:
-                return
+                break
             problem = await self._call(handler, session, name, event, self.seconds, lane)
             if problem is not None and name != "error":
+                first = first or problem
                 await self._report(session, name, problem, lane)
+        return first
 
     async def _finish(self, session: Any, event: Any, seconds: float, skip: frozenset[str]) -> dict[str, str]:
         results: dict[str, str] = {}
@@ -184,13 +192,22 @@ class Handlers:
         return True
 
 
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    name: str
+    event: Any
+    done: Done | None = None
+    first: First | None = None
+    failed: Failed | None = None
+
+
 class Lane:
     """Events of one call that are handled one after the other."""
 
     def __init__(self, handlers: Handlers, session: Any) -> None:
         self._handlers = handlers
         self._session = session
-        self._queue: deque[tuple[str, Any, Done | None]] = deque()
+        self._queue: deque[_Queued] = deque()
         self._working = False
         self._overflowed = False
         self._given = self._handled = 0
@@ -201,16 +218,27 @@ class Lane:
         self.seconds = handlers.seconds
         self._idle: list[Done] = []
 
-    def put(self, name: str, event: Any, done: Done | None = None) -> None:
+    def put(
+        self,
+        name: str,
+        event: Any,
+        done: Done | None = None,
+        *,
+        first: First | None = None,
+        failed: Failed | None = None,
+    ) -> None:
         """Queue an event, from the media thread.
 
         Args:
             done: called in the customer's loop when its handlers have returned, or will never run.
+            first: awaited in the customer's loop before the handlers; if it returns False they do not run.
+            failed: called in the customer's loop when a handler has raised or was cut off.
         """
         if not self._handlers.wants(name) and done is None:
             return
         self._given += 1
-        if not self._handlers.post(lambda: self._put(name, event, done)) and done is not None:
+        queued = _Queued(name, event, done, first, failed)
+        if not self._handlers.post(lambda: self._put(queued)) and done is not None:
             done()
 
     @property
@@ -243,8 +271,12 @@ class Lane:
         done: Done | None = None
         try:
             while self._queue:
-                name, event, done = self._queue.popleft()
-                await self._handlers.fire(self._session, name, event, self)
+                queued = self._queue.popleft()
+                done = queued.done
+                if queued.first is None or await queued.first():
+                    problem = await self._handlers.fire(self._session, queued.name, queued.event, self)
+                    if problem is not None and queued.failed is not None:
+                        queued.failed(problem)
                 self._handled += 1
                 if done is not None:
                     done()
@@ -258,7 +290,7 @@ class Lane:
             self._working = False
             self._notify()
 
-    def _put(self, name: str, event: Any, done: Done | None) -> None:
+    def _put(self, queued: _Queued) -> None:
         full = len(self._queue) >= LANE_LENGTH
         if full:
             metrics.handler_errors.labels(event="dropped").inc()
@@ -267,10 +299,10 @@ class Lane:
                 log.error("handlers are too slow, events are dropped", session_id=self._session.session_id)
         if full or self.closed:
             self._handled += 1
-            if done is not None:
-                done()
+            if queued.done is not None:
+                queued.done()
             return
-        self._queue.append((name, event, done))
+        self._queue.append(queued)
         if not self._working:
             self._working = self._handlers.start(self)
             if not self._working:
@@ -294,9 +326,9 @@ class Lane:
                 "the call is over, events are dropped", session_id=self._session.session_id, events=len(self._queue)
             )
         while self._queue:
-            _, _, done = self._queue.popleft()
-            if done is not None:
-                done()
+            queued = self._queue.popleft()
+            if queued.done is not None:
+                queued.done()
 
 
 def _problem(error: Exception | asyncio.CancelledError, limit: asyncio.Timeout, seconds: float) -> Exception:

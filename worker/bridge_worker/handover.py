@@ -138,7 +138,7 @@ class Giving:
         c, now = self._c, self._worker.loop.time
         until = min(now() + READY_SECONDS - ANSWER_SECONDS, quiet_until)
         while now() < until and not c.over:
-            if await c.until_quiet(until - now()) and await c.lines.flush(ANSWER_SECONDS) and c.quiet:
+            if await c.until_quiet(until - now()) and await c.stored(ANSWER_SECONDS) and c.quiet:
                 self._say(taker, "go")
                 await c.within(GONE_SECONDS, lambda: c.over)
                 break

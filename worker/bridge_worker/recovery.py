@@ -4,9 +4,11 @@ Pure. Deepgram keeps nothing of a session that broke (Voice Agent reference §7)
 conversation so far in `agent.context.messages`, without a greeting, and then somebody has to speak. In order,
 the first that applies (DESIGN §7; the caller in mid-utterance is decided by the edge, before this):
 
-1. what the caller said last was not answered: it is left out of the past and said again as the caller's;
-2. the agent was cut off: what was not heard is left out of the past and said again by the agent;
-3. otherwise nobody.
+1. a function call is open: what the caller said that caused it is left out of the past and said again as the
+   caller's, so that the agent asks for the call again, or uses its result, which is in the past by then;
+2. what the caller said last was not answered: likewise;
+3. the agent was cut off: what was not heard is left out of the past and said again by the agent;
+4. otherwise nobody.
 """
 
 from __future__ import annotations
@@ -50,7 +52,11 @@ class FunctionRecord:
 
 
 def recover(
-    lines: Sequence[Line], functions: Iterable[FunctionRecord] = (), *, caller_speaks: bool = False
+    lines: Sequence[Line],
+    functions: Iterable[FunctionRecord] = (),
+    *,
+    caller_speaks: bool = False,
+    call_open: bool = False,
 ) -> Recovery:
     """Decide how the conversation goes on.
 
@@ -59,15 +65,18 @@ def recover(
             one without `heard_ms` counts as heard.
         functions: the finished function calls, in order.
         caller_speaks: the caller is in mid-utterance, and will be answered: nothing is said again.
+        call_open: the conversation waits for a function call. What the agent said meanwhile is left out as well.
     """
     past, caller_says, agent_says = list(lines), "", ""
     if not caller_speaks:
+        if call_open and (asked := _last_of_caller(past)):
+            past = past[:asked]
         past, caller_says = _unanswered(past)
         agent_says = "" if caller_says else _unheard(past)
     waiting = list(functions)
     items: list[dict[str, Any]] = []
     for line in past:
-        while waiting and _order(waiting[0].after) < _order(line.id):
+        while waiting and order(waiting[0].after) < order(line.id):
             items.append(waiting.pop(0).item)
         content = heard_text(line)
         if content:
@@ -110,6 +119,11 @@ def _unanswered(lines: list[Line]) -> tuple[list[Line], str]:
     return lines[:last], " ".join(line.content for line in lines[last:])
 
 
+def _last_of_caller(lines: Sequence[Line]) -> int:
+    """How many lines there are up to the caller's last one, 0 if the caller has said nothing."""
+    return next((number for number in range(len(lines), 0, -1) if lines[number - 1].role == "user"), 0)
+
+
 def _unheard(lines: Sequence[Line]) -> str:
     """What the agent was saying when it was cut off: the unheard sentences of its last turn."""
     if not lines or lines[-1].role != "assistant":
@@ -128,6 +142,7 @@ def _sentences(text: str) -> list[str]:
     return [sentence for sentence in re.split(r"(?<=[.!?…])\s+", text.strip()) if sentence]
 
 
-def _order(entry: str) -> tuple[int, int]:
+def order(entry: str) -> tuple[int, int]:
+    """Where an entry of the transcript stands; an empty one stands before all."""
     epoch, _, number = entry.partition("-")
     return int(epoch or 0), int(number or 0)

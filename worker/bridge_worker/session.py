@@ -19,7 +19,8 @@ from bridge_shared.types.audiocodes import (
     CallRecordingActivityParams,
     PlayUrlActivityParams,
 )
-from bridge_shared.types.deepgram import ConversationTextEvent
+from bridge_shared.types.deepgram import ConversationTextEvent, FunctionCall
+from bridge_shared.types.extra import TurnTiming
 from bridge_worker.handlers import waiting_for_the_end
 
 T = TypeVar("T")
@@ -40,6 +41,9 @@ class Control(Protocol):
     loop: asyncio.AbstractEventLoop
 
     async def agent_command(self, verb: str, *arguments: Any) -> None: ...
+    async def respond(self, call_id: str, name: str, content: str) -> None: ...
+    def idempotency_key(self, call: FunctionCall) -> str: ...
+    def turn_timings(self) -> list[TurnTiming]: ...
     async def activities(self, activities: list[dict[str, Any]]) -> None: ...
     async def hang_up(self, reason: str | None) -> None: ...
     async def transfer(self, parameters: dict[str, Any]) -> None: ...
@@ -113,6 +117,11 @@ class Session:
         """What was said so far by both sides, in order. A new list each time."""
         return list(self._transcript)
 
+    @property
+    def turn_timings(self) -> list[TurnTiming]:
+        """What the newest answers of this worker took, oldest first. An addition to the original SDK."""
+        return self._control.turn_timings() if self._control is not None else []
+
     # ── the agent ──────────────────────────────────────────────────────────────────────────────────────
 
     async def send_agent_message(self, content: str) -> None:
@@ -137,8 +146,21 @@ class Session:
         await self._agent("update_think", "update_think", think)
 
     async def respond_to_function_call(self, id: str, name: str, content: str) -> None:
-        """Answer a function call. An answer to a cancelled or forgotten call is dropped with a log line."""
-        await self._agent("respond_to_function_call", "function_response", id, name, content)
+        """Answer a function call, once. An answer to a cancelled or unknown call is dropped with a log line.
+
+        It is recorded before the agent gets it: if agent or worker are lost now, the next ones know it.
+        """
+        self._gate("respond_to_function_call")
+        await self._cross(self._live().respond(id, name, content))
+
+    def idempotency_key(self, call: FunctionCall) -> str:
+        """A key for the work of this function call: 32 hex characters.
+
+        The same when the call is carried out again because a worker or an agent was lost before its answer was
+        recorded, or asked for again after it was cancelled; another one when the caller wants the same once more.
+        Give it to the system that does the work, so that it does it once. An addition to the original SDK.
+        """
+        return self._live().idempotency_key(call)
 
     # ── the telephone ──────────────────────────────────────────────────────────────────────────────────
 

@@ -22,6 +22,9 @@ CREDIT_MS = 2000.0
 PIECE_MS = 400.0
 WAITING_SECONDS = 60.0
 WAITING_BYTES = 1024 * 1024
+FRESH_SECONDS = 2.0
+"""A turn of which the edge told something so lately goes on at the next edge, an older one is cut (LINK.md, Audio)."""
+
 GATE_SECONDS = 1.5
 """Audio of a cut turn can still be on its way; this long at most it is dropped (Voice Agent reference §6 rule 4)."""
 
@@ -64,6 +67,9 @@ class _Turn:
     sent_ms: float = 0.0
     heard_ms: float = 0.0
     waiting: deque[bytes] = field(default_factory=deque)
+    unheard: deque[bytes] = field(default_factory=deque)
+    """What was sent and not yet reported as heard, for another edge."""
+    unheard_from_ms: float = 0.0
     announce: bool = False
     done: bool = False
     """`AgentAudioDone` came: there is no more audio."""
@@ -92,6 +98,8 @@ class Speech:
         self._waiting_bytes = 0
         self._room = min(WAITING_BYTES, media.nbytes(WAITING_SECONDS * 1000))
         self._out: list[tuple[Kind, list[Any], int]] = []
+        self._told_at = 0.0
+        """When the edge last told of what is heard, or was given the first of it."""
         self.dropped_ms = 0.0
         """Audio that was dropped because too much of it waited."""
 
@@ -105,13 +113,15 @@ class Speech:
         """Whether there is a turn that the caller has not heard to its end."""
         return bool(self._turns)
 
-    def audio(self, data: bytes, now: float) -> None:
-        """Take a binary frame of the agent."""
+    def audio(self, data: bytes, now: float) -> bool:
+        """Take a binary frame of the agent. False if it is of a turn that was cut, or no whole sample."""
         if now < self._gate_until:
-            return
+            return False
         samples = self._align.feed(data)
         if not samples:
-            return
+            return False
+        if not self.speaking:
+            self._told_at = now
         turn = self._begin()
         room = self._room - self._waiting_bytes
         if len(samples) > room:
@@ -123,6 +133,7 @@ class Speech:
             turn.waiting.append(samples[start : start + piece])
         self._waiting_bytes += len(samples)
         self._spend()
+        return True
 
     def begin(self) -> Turn:
         """The agent is about to speak: returns the turn that this belongs to, a new one if none is open."""
@@ -169,14 +180,31 @@ class Speech:
         self._out = [item for item in self._out if item[0] is not Kind.DOWN]
         self._out.append((Kind.CUT, [list(self._turns[-1].id)], 0))
 
-    def played(self, turn_id: Turn, heard_ms: float, state: str) -> list[TurnOver]:
+    def edge_changed(self, now: float) -> None:
+        """The caller is at another edge, which has nothing of what the former one had. What was not heard goes to it
+        as turns with ids of their own, from where the former one's last report left it; after a longer silence it is
+        cut instead."""
+        if now > self._told_at + FRESH_SECONDS:
+            return self.cut(now)
+        cut = [turn for turn in self._turns if turn.cut]
+        self._out = [(Kind.CUT, [list(cut[-1].id)], 0)] if cut else []  # its report may be lost with the former edge
+        going_on: deque[_Turn] = deque()
+        for turn in self._turns:
+            going_on.append(turn if turn.cut else self._again(turn))
+            if turn is self._current:
+                self._current = going_on[-1]
+        self._turns = going_on
+        self._spend()
+
+    def played(self, turn_id: Turn, heard_ms: float, state: str, now: float) -> list[TurnOver]:
         """Take the edge's report on a turn. Reports on turns that are over already are ignored."""
         over: list[TurnOver] = []
+        self._told_at = now
         while self._turns and self._turns[0].id <= turn_id:
             turn = self._turns[0]
             outcome = state
             if turn.id == turn_id:
-                turn.heard_ms = max(turn.heard_ms, float(heard_ms))
+                self._heard(turn, float(heard_ms))
                 if state == "playing":
                     break
             elif turn.cut:  # its last report was lost with its edge
@@ -203,10 +231,33 @@ class Speech:
             self._turns.append(self._current)
         return self._current
 
+    def _heard(self, turn: _Turn, heard_ms: float) -> None:
+        turn.heard_ms = max(turn.heard_ms, heard_ms)
+        while turn.unheard and (end := turn.unheard_from_ms + self._media.ms(len(turn.unheard[0]))) <= turn.heard_ms:
+            turn.unheard.popleft()
+            turn.unheard_from_ms = end
+
+    def _again(self, turn: _Turn) -> _Turn:
+        """What was not heard of a turn, as one of its own: a report of it says nothing about the part before."""
+        again = list(turn.unheard)
+        if again:
+            again[0] = again[0][self._media.nbytes(turn.heard_ms - turn.unheard_from_ms) :]
+        self._waiting_bytes += sum(map(len, again))
+        self._count += 1
+        return _Turn(
+            (self._epoch, self._count),
+            received_ms=turn.received_ms - turn.heard_ms,
+            waiting=deque([*again, *turn.waiting]),
+            announce=turn.announce,
+            done=turn.done,
+            lines=[Line(line.entry, line.begins_ms - turn.heard_ms) for line in turn.lines],
+        )
+
     def _discard(self, turn: _Turn) -> None:
-        """What waits of this turn is not wanted any more."""
+        """Nothing more of this turn is wanted."""
         self._waiting_bytes -= sum(map(len, turn.waiting))
         turn.waiting.clear()
+        turn.unheard.clear()
 
     def _spend(self) -> None:
         """Send what the credit allows, turn after turn."""
@@ -218,6 +269,7 @@ class Speech:
                 piece = turn.waiting.popleft()
                 self._waiting_bytes -= len(piece)
                 turn.sent_ms += ms
+                turn.unheard.append(piece)
                 self._out.append((Kind.DOWN, [list(turn.id), piece], len(piece)))
             if turn.done and not turn.waiting and not turn.told:
                 turn.told = True

@@ -71,9 +71,10 @@ class LineWatch:
 class AnswerWatch:
     """Whether the agent owes the caller an answer for too long. One per call, whatever becomes of its agents.
 
-    An answer is owed from the caller's text until the agent shows by anything that it works on one. A slow
-    model looks the same as a stalled agent, so each time that one is given up the next ones get twice as long
-    for the rest of the call: a model that always needs longer is replaced in vain once or twice, not for ever.
+    An answer is owed from the caller's text, or a function's response, until the agent shows by anything that
+    it works on one. A slow model looks the same as a stalled agent, so each time that one is given up the next
+    ones get twice as long for the rest of the call: a model that always needs longer is replaced in vain once or
+    twice, not for ever.
 
     Args:
         seconds: how long an answer may be owed; 0 = for ever.
@@ -113,6 +114,10 @@ class AnswerWatch:
                 self._due = now + self._seconds  # of a slow model, say: somebody is at work
             case _:
                 pass
+
+    def answered(self, now: float) -> None:
+        """The agent has its function's response: what it says next is owed from now on."""
+        self._due = now + self._seconds
 
     def stalled(self, now: float) -> bool:
         """Whether the agent shall be given up for this."""

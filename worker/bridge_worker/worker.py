@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
+from zlib import crc32
 
 from bridge_shared import __version__, logs, room
 from bridge_shared.config import Settings
@@ -17,12 +18,12 @@ from bridge_shared.errors import AgentFailed, BridgeError, RedisUnavailable
 from bridge_shared.frames import VERSION, Frame, Kind
 from bridge_shared.pod import Pod
 from bridge_shared.protocol.media import Media
-from bridge_shared.redis.calls import Claimed, Line
+from bridge_shared.redis.calls import CallKeys, Claimed
 from bridge_shared.redis.connection import Server
 from bridge_shared.redis.fleet import Offer, Offers, PodInfo
 from bridge_shared.types.audiocodes import BridgeConfig
 from bridge_worker.agent import Agent
-from bridge_worker.conversation import Conversation, Why
+from bridge_worker.conversation import NOTHING, Conversation, Past, Why
 from bridge_worker.finisher import Finisher
 from bridge_worker.handlers import Handlers
 from bridge_worker.handover import CONNECTS, FOR_OWNER, FOR_TAKER, Giving, Taking, Word
@@ -34,6 +35,9 @@ log = logs.get("worker")
 
 FULL_LOAD_WAIT_SECONDS = 0.02
 """A worker waits this long, times its load, before it claims: so the emptiest is first (LINK.md, Offer)."""
+
+TIE_SECONDS = 0.004
+"""Among workers with the same load chance decides, for each call anew: so that no one gets all of a burst."""
 
 TURNED_AWAY_WAIT_SECONDS = 0.5
 """And one that Deepgram refuses, or that cannot reach it, so much longer: another may be better off."""
@@ -198,7 +202,8 @@ class Worker:
     @property
     def _agents(self) -> int:
         """Agent connections that the calls here have or are about to have."""
-        return len(self._taking) + sum(not c.over or c.agent is not None for c in self._conversations.values())
+        calls = self._conversations.values()
+        return len(self._taking) + sum(not c.over or c.agent.connection is not None for c in calls)
 
     def _agent_allowed(self, why: str) -> bool:
         """Whether the fleet's limit has room for one more agent connection, as far as that is known."""
@@ -227,7 +232,8 @@ class Worker:
         agent: Agent | None = None
         try:
             load = self._pod.load + len(self._claiming) - 1
-            wait = FULL_LOAD_WAIT_SECONDS * load / self.settings.worker_calls
+            chance = crc32(f"{self.pod} {offer.cid}".encode()) / 2**32
+            wait = FULL_LOAD_WAIT_SECONDS * load / self.settings.worker_calls + TIE_SECONDS * chance
             await asyncio.sleep(wait + TURNED_AWAY_WAIT_SECONDS * self.gate.turned_away)
             if offer.why == "handover":
                 taking = self._taking[offer.cid] = Taking(self, hosted, offer)
@@ -275,8 +281,8 @@ class Worker:
             cid=c.cid,
             bridge=c.hosted.name,
             why=why,
-            ee=c.attachment[1],
-            edge=c.attachment[0],
+            ee=c.caller.attachment[1],
+            edge=c.caller.attachment[0],
             owner=self.pod,
             we=c.we,
             witness=c.we,
@@ -314,7 +320,7 @@ class Worker:
                 if (giving := self._giving.get(frame.cid)) is not None:
                     giving.mail.put(Word(sender, token, verb))
                 if verb == "taken" and (conversation := self._conversations.get(frame.cid)) is not None:
-                    conversation.look()
+                    conversation.caller.look()
             case [str(token), str(verb), *_] if verb in FOR_TAKER:
                 if (taking := self._taking.get(frame.cid)) is not None:
                     taking.mail.put(Word(sender, token, verb))
@@ -322,10 +328,10 @@ class Worker:
     async def _serve(self, hosted: Hosted, claimed: Claimed, why: Why, agent: Agent | None) -> None:
         cid = claimed.record.cid
         try:
-            said = await self._said(cid) if claimed.record.state == "active" else []
-            conversation = self._conversations[cid] = Conversation(self, hosted, claimed, said, why=why, agent=agent)
+            past = await self._past(cid) if claimed.record.state == "active" else NOTHING
+            conversation = self._conversations[cid] = Conversation(self, hosted, claimed, past, why=why, agent=agent)
             agent = None  # it is the conversation's now
-            self._pod.know(conversation)
+            self._pod.know(conversation.caller)
             self._claim_over(cid)
             if self._draining:  # claimed just before
                 self._give(conversation)
@@ -334,7 +340,7 @@ class Worker:
             finally:
                 del self._conversations[cid]
                 self._giving.pop(cid, None)
-                self._pod.forget(conversation)
+                self._pod.forget(conversation.caller)
         except Exception as error:
             log.exception("a conversation failed", cid=cid)
             self._claim_over(cid)
@@ -345,12 +351,13 @@ class Worker:
             if agent is not None:
                 await agent.close()
 
-    async def _said(self, cid: str) -> list[Line]:
-        """What was said under former owners. A call is not given up for a Redis that is away for a moment."""
+    async def _past(self, cid: str) -> Past:
+        """What happened under former owners. A call is not given up for a Redis that is away for a moment."""
         until = self.loop.time() + TRANSCRIPT_SECONDS
         while True:
             try:
-                return await self.calls.transcript(cid)
+                lines = await self.calls.transcript(cid)
+                return Past(lines, await self.calls.entries(CallKeys.of(cid).functions))
             except RedisUnavailable:
                 if self.loop.time() > until:
                     raise
@@ -393,4 +400,4 @@ class Worker:
             await asyncio.sleep(due - self.loop.time())
             now = self.loop.time()
             for conversation in self._conversations.values():
-                conversation.feed_silence(now)
+                conversation.agent.feed_silence(now)
