@@ -20,6 +20,7 @@ from websockets.http11 import Request, Response
 
 from bridge_edge.call import Call
 from bridge_edge.door import Door
+from bridge_edge.oidc import Issuer
 from bridge_shared import __version__, logs, metrics, room
 from bridge_shared.config import Settings
 from bridge_shared.errors import BridgeError, ConfigError, RedisUnavailable
@@ -79,6 +80,14 @@ class Edge:
         self._accepting = True
         self.opened = asyncio.Event()
         """Other pods can reach this one."""
+        self._issuer: Issuer | None = None
+        if settings.oidc_issuer is not None and settings.oidc_audience is not None:
+            self._issuer = Issuer(
+                settings.oidc_issuer,
+                settings.oidc_audience,
+                refresh_seconds=settings.oidc_refresh_seconds,
+                outage_seconds=settings.oidc_outage_seconds,
+            )
         self._loads: list[room.Load] = []
         self._loads_at = -math.inf
 
@@ -91,6 +100,8 @@ class Edge:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._pod.run())
                 tasks.create_task(self._read_loads())
+                if self._issuer is not None:
+                    tasks.create_task(self._issuer.run())
         finally:
             for port in self._ports.values():
                 if port.listener is not None:
@@ -114,7 +125,7 @@ class Edge:
             if port.listener is None:
                 port.listener = await self._listen(door.host, door.port, port)
         log.info("AudioCodes Bridge server listening", host=door.host, port=door.port, bridge=door.bridge)
-        if door.open:
+        if door.open and self._issuer is None:
             log.warning("anybody who reaches this port can place calls: no token is set", port=door.port)
 
     async def close(self, door: Door) -> None:
@@ -150,6 +161,9 @@ class Edge:
             return "not listening yet"
         if self.full:
             return "at capacity"
+        keyless = self._issuer is not None and not self._issuer.ready
+        if keyless and any(door.open for port in self._ports.values() for door in port.doors.values()):
+            return "the keys of the token issuer are not known"
         return None
 
     @property
@@ -309,7 +323,7 @@ class Edge:
         except LookupError:
             known = ", ".join(f"/{name}" for name in sorted(port.doors))
             return connection.respond(HTTPStatus.NOT_FOUND, f"No such bridge. There are: {known}\n")
-        refusal = await door.check(connection, request)
+        refusal = await door.check(connection, request, self._issuer)
         if refusal is None and "upgrade" not in request.headers.get("Connection", "").lower():
             # Live Hub may validate with a plain GET first (Bot API reference §1.5)
             headers = Headers({"Content-Type": "application/json", "Content-Length": str(len(VALIDATION_BODY))})

@@ -203,9 +203,18 @@ class Settings(BaseSettings):
         None, "bearer tokens that callers must show, separated by commas"
     )
     oidc_issuer: IssuerUrl | None = _setting(
-        None, "issuer of OAuth 2.0 tokens; refused at the start, not supported yet"
+        None, "issuer of OAuth 2.0 tokens (JWT) that open the door, beside AC_TOKEN if that is set"
     )
-    oidc_audience: Plain | None = _setting(None, "audience of those tokens; likewise")
+    oidc_audience: Plain | None = _setting(None, "audience that those tokens must name")
+    oidc_refresh_seconds: float = _setting(
+        300.0, "how often the issuer's keys are fetched anew", "seconds", low=1, high=86_400
+    )
+    oidc_outage_seconds: float = _setting(
+        86_400.0, "how long the keys last while the issuer does not answer", "seconds", low=1, high=2_592_000
+    )
+    authenticate_timeout: float = _setting(
+        5.0, "longest run of the APP's `authenticate`; then the caller is refused", "seconds", low=0.05, high=60
+    )
     open_door: bool = _setting(False, "lets everyone in when no token and no issuer is set")
     host: Plain = _setting("0.0.0.0", "address to listen on, for callers and for the admin port")
     port: int | None = _setting(

@@ -12,7 +12,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
-from bridge_edge import door, server
+from bridge_edge import server
 from bridge_sim.caller import CallProblem, SimulatedCall
 from bridge_sim.plan import CallPlan
 from deepgram_audiocodes_bridge import DeepgramBridge
@@ -151,11 +151,8 @@ async def _hangs(connection: ServerConnection, request: Request) -> Response | N
 
 
 @pytest.mark.parametrize("authenticate", [_raises, _plain, _nonsense, _hangs])
-async def test_an_authenticate_that_fails_is_answered_500(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch, authenticate: Callable[..., object]
-) -> None:
-    monkeypatch.setattr(door, "AUTHENTICATE_SECONDS", 0.3)
-    async with stage(redis_url, bridge=door_of(authenticate)) as bridge:
+async def test_an_authenticate_that_fails_is_answered_500(redis_url: str, authenticate: Callable[..., object]) -> None:
+    async with stage(redis_url, bridge=door_of(authenticate), authenticate_timeout=0.3) as bridge:
         status, _, _ = await http(bridge.url, *UPGRADE)
         assert status == "HTTP/1.1 500 Internal Server Error"
         assert bridge.keys() == []
