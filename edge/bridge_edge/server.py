@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -19,7 +20,9 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
 from bridge_edge.call import Call
+from bridge_edge.caller_socket import CallerSocket, Guard
 from bridge_edge.door import Door
+from bridge_edge.limits import QUEUED_FRAMES
 from bridge_edge.oidc import Issuer
 from bridge_shared import __version__, logs, metrics, room
 from bridge_shared.config import Settings
@@ -32,8 +35,8 @@ from bridge_shared.redis.connection import Server
 
 log = logs.get("edge")
 
-MOST_BYTES = 16 * 1024 * 1024
-"""A message beyond this costs the socket; one beyond BRIDGE_MAX_MESSAGE_BYTES is only skipped."""
+MOST_TIMES = 2
+"""A message beyond so many times BRIDGE_MAX_MESSAGE_BYTES costs the socket; a smaller one is only skipped."""
 
 PING_SECONDS = 1.0
 """So that something of ours is always under way, and a socket whose other side is gone is noticed within 6 s."""
@@ -80,6 +83,7 @@ class Edge:
         self._accepting = True
         self.opened = asyncio.Event()
         """Other pods can reach this one."""
+        self._guard = Guard(settings, self.loop)
         self._issuer: Issuer | None = None
         if settings.oidc_issuer is not None and settings.oidc_audience is not None:
             self._issuer = Issuer(
@@ -283,7 +287,10 @@ class Edge:
                 number,
                 process_request=admit,
                 compression=None,
-                max_size=MOST_BYTES,
+                max_size=MOST_TIMES * self.settings.max_message_bytes,
+                max_queue=QUEUED_FRAMES,
+                open_timeout=self.settings.handshake_timeout,
+                create_connection=partial(CallerSocket, self._guard),  # type: ignore[arg-type]  # called only
                 ping_interval=PING_SECONDS,
                 ping_timeout=PONG_SECONDS,
                 close_timeout=1.0,
@@ -306,10 +313,20 @@ class Edge:
             on_call: told the conversation id as soon as the caller has said it.
         """
         self._sockets.add(socket)
+        call = Call(self, door, socket, on_call)
+        timer = self.loop.call_later(self.settings.initiate_timeout, self._named_a_call, call, socket)
         try:
-            await Call(self, door, socket, on_call).run()
+            await call.run()
         finally:
+            timer.cancel()
             self._sockets.discard(socket)
+
+    def _named_a_call(self, call: Call, socket: Any) -> None:
+        """Whoever talks without ever beginning or resuming a call must not hold a socket."""
+        if not call.cid:
+            remote = getattr(socket, "remote_address", None)
+            self._guard.refused("no_call", str(remote[0]) if remote else "")
+            call.replaced()
 
     async def _admit(self, port: _Port, connection: ServerConnection, request: Request) -> Response | None:
         if not self._accepting:

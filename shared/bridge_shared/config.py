@@ -221,7 +221,33 @@ class Settings(BaseSettings):
         None, "port for callers, in place of those in the APP; unset: the APP's", low=1, high=65535
     )
     max_message_bytes: int = _setting(
-        1_048_576, "largest message accepted from a caller", "bytes", low=4096, high=16_777_216
+        1_048_576,
+        "largest message accepted from a caller; twice as large ones cost the socket",
+        "bytes",
+        low=4096,
+        high=16_777_216,
+    )
+    messages_per_second: float = _setting(
+        500.0, "messages read from one caller, after a burst of 4 s' worth", "messages/s", low=1, high=100_000
+    )
+    connections: int | None = _setting(
+        None,
+        "connections to one edge, half-open ones included; unset: 3 for each call",
+        "connections",
+        low=1,
+        high=1_000_000,
+    )
+    connections_per_address: int | None = _setting(
+        None, "of which from one address; unset: all, as behind a load balancer", "connections", low=1, high=1_000_000
+    )
+    handshake_timeout: float = _setting(
+        10.0, "a connection is upgraded by then or dropped, `authenticate` included", "seconds", low=0.1, high=120
+    )
+    first_message_timeout: float = _setting(
+        10.0, "a connection that has said nothing by then is closed", "seconds", low=0.1, high=10
+    )
+    initiate_timeout: float = _setting(
+        10.0, "a connection that has named no call by then is closed", "seconds", low=0.1, high=10
     )
 
     # Administration
@@ -291,6 +317,13 @@ class Settings(BaseSettings):
                 missing, present = present, missing
             raise _wrong(
                 f"is not set although {present} is", f"Set both or neither of {missing} and {present}", missing
+            )
+        if self.authenticate_timeout > self.handshake_timeout:
+            longest = f"{env_name('handshake_timeout')}, {self.handshake_timeout:g}"
+            raise _wrong(
+                f"{self.authenticate_timeout:g} is more than {longest}",
+                "Set it to at most that",
+                env_name("authenticate_timeout"),
             )
         if self.play_chunk_ms > self.play_lead_ms:
             raise _wrong(

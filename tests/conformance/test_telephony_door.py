@@ -109,7 +109,7 @@ async def test_a_door_without_a_lock_says_so_at_the_start(redis_url: str, caplog
 
 
 async def test_authenticate_decides_alone_and_sees_the_request(redis_url: str) -> None:
-    seen: list[tuple[object, object, str]] = []
+    seen: list[tuple[type, type, str]] = []
     loop = asyncio.get_running_loop()
 
     async def everybody(connection: ServerConnection, request: Request) -> Response | None:
@@ -122,7 +122,9 @@ async def test_authenticate_decides_alone_and_sees_the_request(redis_url: str) -
         wire(f"{bridge.url}/any/path?tenant=7") as vaic,  # ac_token does not count
     ):
         await vaic.begin()
-    assert seen == [(ServerConnection, Request, "/any/path?tenant=7")]
+    [(connection, request, path)] = seen
+    assert issubclass(connection, ServerConnection)
+    assert (request, path) == (Request, "/any/path?tenant=7")
 
 
 async def test_a_refusal_of_authenticate_is_sent_as_it_is(redis_url: str) -> None:
