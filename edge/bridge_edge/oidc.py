@@ -14,6 +14,7 @@ import random
 import time
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -97,7 +98,7 @@ class Issuer:
                 if failures:
                     log.info("the issuer of tokens answers again", keys=len(self._keys))
                 failures, pause = 0, self._refresh
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, HTTPException) as error:
                 if failures == 0:
                     log.warning("the keys of the token issuer could not be fetched, trying again", error=str(error))
                 pause = min(shortest * 2**failures, longest, self._refresh)
@@ -185,7 +186,7 @@ def _fetch_keys(issuer: str) -> Mapping[str, Any]:
     """The issuer's key set, by way of its discovery document (OpenID Connect Discovery 1.0, §4).
 
     Raises:
-        OSError, ValueError: it cannot be had, or makes no sense.
+        OSError, ValueError, HTTPException: it cannot be had, or makes no sense.
     """
     end = time.monotonic() + FETCH_SECONDS
     found = _get(issuer.rstrip("/") + "/.well-known/openid-configuration", end)
