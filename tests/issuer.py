@@ -39,17 +39,22 @@ class LocalIssuer:
         keys: the key set as it is served.
         fetches: how often it was asked for.
         broken: answer 500 to everything.
+        speaks: HTTP; otherwise its answers are none.
     """
 
     def __init__(self, *keys: dict[str, Any]) -> None:
         self.keys = list(keys)
         self.fetches = 0
         self.broken = False
+        self.speaks = True
         self.claims_to_be: str | None = None
         issuer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                if not issuer.speaks:
+                    self.wfile.write(b"no HTTP at all\r\n\r\n")
+                    return
                 body = issuer._answer(self.path)
                 self.send_response(500 if body is None else 200)
                 self.end_headers()

@@ -297,10 +297,10 @@ class Target:
 
 
 TARGETS = [
-    Target("vaic", "protocol machine towards VAIC (`audiocodes.Bot`)", VAIC, CallersBot, 64 * 1024),
-    Target("agent", "protocol machine towards Deepgram (`deepgram.AgentClient`)", AGENT, AgentsClient, 64 * 1024),
-    Target("link-edge", "link, the edge's end", ENTRIES, lambda: OneLink(Side.EDGE), 256 * 1024),
-    Target("link-worker", "link, the worker's end", ENTRIES, lambda: OneLink(Side.WORKER), 256 * 1024),
+    Target("vaic", "protocol machine towards VAIC (`audiocodes.Bot`)", VAIC, CallersBot, 16 * 1024),
+    Target("agent", "protocol machine towards Deepgram (`deepgram.AgentClient`)", AGENT, AgentsClient, 16 * 1024),
+    Target("link-edge", "link, the edge's end", ENTRIES, lambda: OneLink(Side.EDGE), 72 * 1024),
+    Target("link-worker", "link, the worker's end", ENTRIES, lambda: OneLink(Side.WORKER), 72 * 1024),
     Target("frames", "frame codec", DAMAGED, Codec, 16 * 1024),
 ]
 

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -235,6 +236,42 @@ async def test_a_discovery_document_of_somebody_else_is_not_believed(
     async with stage(redis_url, **asks(issuer)) as bridge:
         assert await status(bridge, issuer.token(RSA)) == 503
     assert issuer.fetches == 0
+
+
+async def test_an_issuer_that_answers_nonsense_ends_no_pod(
+    redis_url: str, issuer: LocalIssuer, eventually: Eventually
+) -> None:
+    issuer.speaks = False
+    async with stage(redis_url, bridge=DeepgramBridge(configuration(ac_token="permanent")), **asks(issuer)) as bridge:
+        assert await status(bridge, issuer.token(RSA)) == 503
+        assert await status(bridge, "permanent") == 101
+        issuer.speaks = True
+        edge = bridge.app.process.edge
+        assert edge is not None and edge._issuer is not None
+        keys = edge._issuer
+        await eventually(lambda: keys.ready)
+        assert await status(bridge, issuer.token(RSA)) == 101
+
+
+async def test_no_token_gets_into_the_log_whether_it_is_taken_or_refused(
+    redis_url: str, issuer: LocalIssuer, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    tokens = [
+        issuer.token(RSA, sub="canary"),
+        issuer.token(RSA, aud="canary-audience"),
+        "canary-permanent",
+        "canary.a.b",
+    ]
+    async with stage(redis_url, **asks(issuer)) as bridge:
+        await ready(bridge, eventually)
+        assert [await status(bridge, token) for token in tokens] == [101, 401, 401, 401]
+    ours = [record for record in caplog.records if record.name.startswith("deepgram_audiocodes_bridge")]
+    text = "\n".join(" ".join(map(str, vars(record).values())) for record in ours)
+    assert text.count("upgrade refused") >= 3
+    assert "canary" not in text
+    for token in tokens:
+        assert not any(part in text for part in token.split(".") if len(part) > 3)
 
 
 async def test_tokens_from_the_environment_open_the_door_beside_the_issuer_also_while_it_is_away(
