@@ -24,7 +24,7 @@ from bridge_edge.caller_socket import CallerSocket, Guard
 from bridge_edge.door import Door
 from bridge_edge.limits import QUEUED_FRAMES
 from bridge_edge.oidc import Issuer
-from bridge_shared import __version__, logs, metrics, room
+from bridge_shared import __version__, logs, room
 from bridge_shared.config import Settings
 from bridge_shared.errors import BridgeError, ConfigError, RedisUnavailable
 from bridge_shared.keepalive import notice_half_open
@@ -329,15 +329,17 @@ class Edge:
             call.replaced()
 
     async def _admit(self, port: _Port, connection: ServerConnection, request: Request) -> Response | None:
+        remote = str(connection.remote_address[0]) if connection.remote_address else ""
         if not self._accepting:
-            metrics.calls_refused.labels(reason="draining").inc()
+            self._guard.refused("draining", remote)
             return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "This edge is shutting down\n")
         if len(self._sockets) >= self.settings.edge_calls * (1 + RESUME_RESERVE):
-            metrics.calls_refused.labels(reason="edge_full").inc()
+            self._guard.refused("edge_full", remote)
             return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "This edge is at its capacity\n")
         try:
             door = self._door(port, request)
         except LookupError:
+            self._guard.refused("path", remote)
             known = ", ".join(f"/{name}" for name in sorted(port.doors))
             return connection.respond(HTTPStatus.NOT_FOUND, f"No such bridge. There are: {known}\n")
         refusal = await door.check(connection, request, self._issuer)
