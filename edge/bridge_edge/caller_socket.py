@@ -34,11 +34,11 @@ class Guard:
         self.crowd = Crowd(settings.connections or 3 * settings.edge_calls, settings.connections_per_address)
         self._lines = Lines()
 
-    def refused(self, reason: str, remote: str) -> None:
+    def refused(self, reason: str, remote: str, **more: str) -> None:
         """Count a refusal; a line in the log, once a second for each reason."""
         metrics.calls_refused.labels(reason=reason).inc()
         if (unsaid := self._lines.due(reason, self._loop.time())) is not None:
-            log.warning("connection refused", reason=reason, remote=remote, more=unsaid)
+            log.warning("connection refused", reason=reason, remote=remote, unsaid=unsaid, **more)
 
 
 class CallerSocket(ServerConnection):

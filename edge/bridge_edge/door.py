@@ -11,6 +11,7 @@ import hmac
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Protocol
 
 from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
@@ -21,6 +22,12 @@ from bridge_shared import logs, metrics
 log = logs.get("edge.door")
 
 Authenticate = Callable[[ServerConnection, Request], Awaitable[Response | None]]
+
+
+class Refused(Protocol):
+    """Counts a refusal and logs it."""
+
+    def __call__(self, reason: str, remote: str, **more: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +57,16 @@ class Door:
         return not self.tokens and self.authenticate is None
 
     async def check(
-        self, connection: ServerConnection, request: Request, issuer: Issuer | None = None
+        self, connection: ServerConnection, request: Request, refused: Refused, issuer: Issuer | None = None
     ) -> Response | None:
         """None lets the caller in, a response refuses the upgrade. Cancelling it refuses nothing and is harmless.
 
         Args:
+            refused: told why somebody stays out.
             issuer: a token of it opens the door as well as one of `tokens`.
         """
         if self.authenticate is not None:
-            return await self._ask_customer(self.authenticate, connection, request)
+            return await self._ask_customer(self.authenticate, connection, request, refused)
         if not self.tokens and issuer is None:
             return None
         given = _bearer(request)
@@ -69,19 +77,19 @@ class Door:
             try:
                 await issuer.check(given.decode("ascii", "replace"))
                 return None
-            except TokenRefused as refused:
-                why = f"its token {refused}"
-                if refused.ours:
+            except TokenRefused as error:
+                why = f"its token {error}"
+                if error.ours:
                     status = HTTPStatus.SERVICE_UNAVAILABLE
-        metrics.calls_refused.labels(reason="no_keys" if status is not HTTPStatus.UNAUTHORIZED else "token").inc()
-        log.warning("upgrade refused", remote=_address(connection), bridge=self.bridge, why=why)
+        reason = "token" if status is HTTPStatus.UNAUTHORIZED else "no_keys"
+        refused(reason, _address(connection), bridge=self.bridge, why=why)
         response = connection.respond(status, f"{status.phrase}\n")
         if status is HTTPStatus.UNAUTHORIZED:
             response.headers["WWW-Authenticate"] = "Bearer"
         return response
 
     async def _ask_customer(
-        self, authenticate: Authenticate, connection: ServerConnection, request: Request
+        self, authenticate: Authenticate, connection: ServerConnection, request: Request, refused: Refused
     ) -> Response | None:
         try:
             async with asyncio.timeout(self.authenticate_seconds):
@@ -93,8 +101,7 @@ class Door:
             log.exception("authenticate failed, the caller is refused", bridge=self.bridge)
             return connection.respond(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal Server Error\n")
         if refusal is not None:
-            metrics.calls_refused.labels(reason="authenticate").inc()
-            log.info("upgrade refused by authenticate", remote=_address(connection), status=refusal.status_code)
+            refused("authenticate", _address(connection), bridge=self.bridge, status=str(refusal.status_code))
         return refusal
 
     def _token_fits(self, given: bytes) -> bool:

@@ -342,7 +342,7 @@ class Edge:
             self._guard.refused("path", remote)
             known = ", ".join(f"/{name}" for name in sorted(port.doors))
             return connection.respond(HTTPStatus.NOT_FOUND, f"No such bridge. There are: {known}\n")
-        refusal = await door.check(connection, request, self._issuer)
+        refusal = await door.check(connection, request, self._guard.refused, self._issuer)
         if refusal is None and "upgrade" not in request.headers.get("Connection", "").lower():
             # Live Hub may validate with a plain GET first (Bot API reference §1.5)
             headers = Headers({"Content-Type": "application/json", "Content-Length": str(len(VALIDATION_BODY))})
