@@ -109,6 +109,8 @@ class Call:
         self.bridge = ""
         self._search: asyncio.Task[None] | None = None
         """For a new owner."""
+        self._underruns = 0
+        """So many are counted."""
         self._turn: Turn = (0, 0)
         """The latest turn of which audio came; its first piece at `_turn_came`."""
         self._turn_came = 0.0
@@ -389,6 +391,9 @@ class Call:
                 self._texts.clear()
                 self._turn_texts.clear()
                 metrics.cuts.inc()
+                if self.edge.settings.abort_prompts:
+                    self._act()  # the stream is closed first
+                    self.send(self.bot.activities([{"type": "event", "name": "abortPrompts"}]))
             case Kind.SPEECH:
                 return self._speech(body[0], body[1], body[2:], delivery)
             case Kind.ACTIVITY:
@@ -565,6 +570,9 @@ class Call:
     def _act(self) -> None:
         if self._playout is None or self.gone or not self._awake():
             return
+        if (gaps := self._playout.underruns - self._underruns) > 0:
+            self._underruns += gaps
+            metrics.underruns.inc(gaps)
         for action in self._playout.poll(self.edge.loop.time()):
             match action:
                 case Played(turn=turn, heard_ms=heard_ms, state=state):

@@ -270,6 +270,10 @@ class Settings(BaseSettings):
     # A call
     play_lead_ms: int = _setting(300, "how far playing may run ahead of real time", "milliseconds", low=20, high=5000)
     play_chunk_ms: int = _setting(100, "audio in one message to the caller", "milliseconds", low=10, high=1000)
+    abort_prompts: bool = _setting(
+        False,
+        "on an interruption, send abortPrompts too; what VAIC does with it is unconfirmed",
+    )
     start_hold_seconds: float = _setting(
         3.0, "longest wait for the caller's `start` before the greeting", "seconds", low=0, high=30
     )
