@@ -443,11 +443,30 @@ def last_sound(path: Path, before: float) -> float:
     with wave.open(str(path)) as file:
         rate = file.getframerate()
         samples = array("h", file.readframes(file.getnframes()))
-    loud = [at for at, sample in enumerate(samples) if abs(sample) > 300]
-    return (
-        next(at for at, after in itertools.pairwise([*loud, math.inf]) if at > before * rate < after - 0.3 * rate)
-        / rate
-    )
+    loud = [at / rate for at, sample in enumerate(samples) if abs(sample) > 300]
+    return next(at for at, after in itertools.pairwise([*loud, math.inf]) if at > before and after > at + 0.3)
+
+
+@pytest.mark.slow
+async def test_a_barge_in_reaches_vaic_within_50_ms_of_the_agents_word(redis_url: str) -> None:
+    loop = asyncio.get_running_loop()
+    took = []
+    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        agent = await bridge.connection()
+        for _ in range(50):
+            agent.say("agent_long_answer")
+            await vaic.until("playStream.chunk")
+            began = loop.time()
+            await agent.barge()
+            before = await vaic.until("userStream.speech.started")
+            took.append((loop.time() - began) * 1000)
+            assert types(before).count("playStream.stop") == 1
+            await agent.send_json({"type": "ConversationText", "role": "user", "content": "Wait."})
+            await vaic.until("userStream.speech.committed")
+    took.sort()
+    print(f"UserStartedSpeaking to VAIC: p50 {took[25]:.1f} ms, p99 {took[-1]:.1f} ms")
+    assert took[25] < 50
 
 
 @pytest.mark.slow
