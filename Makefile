@@ -27,12 +27,17 @@ run: $(STAMP) ## the whole cluster on this machine, with a Redis of its own (APP
 	$(BIN)/bridgectl up $(APP) $(ARGS)
 
 .PHONY: test
-test: lint ## what must pass before anything lands: lint, types, and the tests that are not slow
+test: lint helm ## what must pass before anything lands: lint, types, and the tests that are not slow
 	$(BIN)/pytest -n 2 -m "not slow" $(TESTS)
 
 .PHONY: check-all
-check-all: lint ## the same with the slow tests
+check-all: lint helm ## the same with the slow tests
 	$(BIN)/pytest -n 2 $(TESTS)
+
+.PHONY: helm
+helm: $(STAMP) ## fetch helm for the tests of the chart, if there is none on PATH (without it they are skipped)
+	@command -v helm >/dev/null || test -x $(BIN)/helm || $(BIN)/python tests/helm/get_helm.py $(BIN) \
+	  || echo "helm cannot be fetched here; the tests of the chart will be skipped"
 
 .PHONY: chaos
 chaos: $(STAMP) ## every experiment with faults, one after the other; what they measure goes into tests/chaos/RESULTS.md
@@ -62,12 +67,15 @@ format: $(STAMP) ## mend style and formatting
 install: $(STAMP) ## the environment only
 
 .PHONY: lock
-lock: $(STAMP) ## write requirements.txt anew from pyproject.toml (keeps versions that still fit; ARGS=--upgrade moves them)
+lock: $(STAMP) ## write requirements.txt, and that of the image, anew from pyproject.toml (keeps versions that still fit; ARGS=--upgrade moves them)
 	$(PIP) install uv
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" --quiet \
 	  --output-file requirements.txt $(ARGS)
-	@if grep -nE '://|--(extra-)?index-url|--find-links' requirements.txt; then \
+	$(BIN)/uv pip compile pyproject.toml --extra otel --extra build --constraints requirements.txt --universal \
+	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
+	  --custom-compile-command "make lock" --quiet --output-file deploy/requirements.txt
+	@if grep -nE '://|--(extra-)?index-url|--find-links' requirements.txt deploy/requirements.txt; then \
 	  echo "requirements.txt must name no package source" >&2; exit 1; fi
 
 .PHONY: clean

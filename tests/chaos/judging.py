@@ -35,8 +35,15 @@ class Witness:
         for (role, text), at in zip(connection.texts, connection.said_at, strict=True):
             if again[role, text] > 0:
                 again[role, text] -= 1
-            else:
-                (self.user if role == "user" else self.assistant).append((at, text))
+            elif role == "user":
+                self.user.append((at, text))
+            elif _is_answer(text):
+                self.assistant.append((at, text))
+
+
+def _is_answer(text: str) -> bool:
+    """An agent asked to say that it has not understood gives no answer of its own."""
+    return text.startswith("#")
 
 
 class Call:
@@ -45,9 +52,15 @@ class Call:
     def __init__(self, cid: str, lines: Sequence[Line], witnesses: Iterable[Witness]) -> None:
         self.cid = cid
         self.lines = lines
-        self.answers = [line.content for line in lines if line.role == "assistant"]
+        self.answers = [line.content for line in lines if line.role == "assistant" and _is_answer(line.content)]
         answers = set(self.answers)
         self.witnesses = [w for w in witnesses if any(text in answers for _, text in w.assistant)]
+
+    def story(self) -> str:
+        """All that is known of it, for a person."""
+        stored = [(line.id, line.role, line.content, line.turn, line.heard_ms, line.interrupted) for line in self.lines]
+        agents = [(w.connection.texts, w.connection.injections) for w in self.witnesses]
+        return "\n".join([self.cid, *map(str, stored), *map(str, agents)])
 
     @property
     def user(self) -> Counter[str]:
@@ -108,7 +121,8 @@ async def _calls(redis_url: str, talking: Talk, witnesses: list[Witness]) -> lis
 def _missing_answers(calls: list[Call], witnesses: list[Witness]) -> Iterator[Said]:
     stored = Counter(text for call in calls for text in call.answers)
     said = {text for witness in witnesses for _, text in witness.assistant}
-    assert set(stored.values()) <= {1}, "an answer is stored twice"
+    twice = {text for text, times in stored.items() if times > 1}
+    assert not twice, [call.story() for call in calls if twice & set(call.answers)]
     assert stored.keys() <= said, "an answer is stored that no agent gave"
     owners = [id(witness) for call in calls for witness in call.witnesses]
     assert len(owners) == len(set(owners)), "two calls have lines of the same agent connection"
@@ -141,7 +155,7 @@ def _remembered(call: Call) -> None:
         first = witness.assistant[0][1]
         before = call.lines[: next(n for n, line in enumerate(call.lines) if line.content == first)]
         known = {item.get("content") for item in witness.connection.context}
-        forgotten = [line.content for line in before if line.role == "assistant" and line.content not in known]
+        forgotten = [line.content for line in before if _is_answer(line.content) and line.content not in known]
         cut_off = {line.content for line in before if line.interrupted}
         own = {text for _, text in witness.assistant}
         assert set(forgotten) <= cut_off | own

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import os
+import shutil
+import socket
+import subprocess
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Self
 
 CHUNK = 65536
+CLONE_NEWNET = 0x40000000
 CONNECT_SECONDS = 0.5
 
 
@@ -108,3 +116,63 @@ class Balancer:
                 await writer.drain()
         await self._flowing.wait()  # while it is stalled, nobody is told of an end either
         writer.transport.abort()
+
+
+class Namespace:
+    """A host of its own on a cable to this one: a network namespace with one end of a veth pair. Needs root and `ip`.
+
+    Attributes:
+        here, there: the addresses of the two ends.
+    """
+
+    here, there = "10.213.77.1", "10.213.77.2"
+
+    def __init__(self) -> None:
+        self.name = f"far-{os.getpid()}"
+        self._cable = f"cable{os.getpid()}"[:15]
+
+    @staticmethod
+    def possible() -> bool:
+        """Whether this machine lets us make one."""
+        if shutil.which("ip") is None or os.geteuid() != 0:
+            return False
+        name = f"try-{os.getpid()}"
+        made = subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode == 0
+        if made:
+            subprocess.run(["ip", "netns", "del", name], check=True)
+        return made
+
+    def __enter__(self) -> Self:
+        try:
+            self._ip("netns", "add", self.name)
+            self._ip("link", "add", self._cable, "type", "veth", "peer", "name", "far", "netns", self.name)
+            self._ip("address", "add", f"{self.here}/30", "dev", self._cable)
+            self._ip("link", "set", self._cable, "up")
+            self._ip("-n", self.name, "address", "add", f"{self.there}/30", "dev", "far")
+            self._ip("-n", self.name, "link", "set", "far", "up")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        subprocess.run(["ip", "link", "del", self._cable], capture_output=True)  # it may not be there any more
+        subprocess.run(["ip", "netns", "del", self.name], capture_output=True)
+
+    def connect(self, port: int) -> socket.socket:
+        """A connection from there to a port here. Blocks."""
+        return ThreadPoolExecutor(1).submit(self._connect, port).result(10)
+
+    def pull(self) -> None:
+        """From now on nothing comes back from there, and nobody is told."""
+        self._ip("-n", self.name, "route", "add", "blackhole", f"{self.here}/32")
+
+    def _connect(self, port: int) -> socket.socket:
+        libc = ctypes.CDLL(None, use_errno=True)
+        with Path(f"/run/netns/{self.name}").open() as file:  # of this thread only, which ends with its executor
+            if libc.setns(file.fileno(), CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), "setns")
+        return socket.create_connection((self.here, port), 5)
+
+    def _ip(self, *arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True, capture_output=True)

@@ -11,6 +11,7 @@ from experiment import experiment
 from talking import AGENT
 
 from bridge_sim.agent import Faults, SimulatedAgent
+from bridge_sim.agent_connection import AgentConnection
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -56,10 +57,17 @@ async def test_while_deepgram_answers_429_for_ten_seconds_calls_wait_and_go_on(
 async def test_agents_that_fall_silent_all_at_once_are_replaced(
     redis_url: str, agent: SimulatedAgent, tmp_path: Path
 ) -> None:
-    name, promise = "every agent silent, but answering pings", "replaced when it owes an answer for 4 s"
+    name, promise = (
+        "every agent silent when it owes an answer, but answering pings",
+        "replaced when it owes an answer for 4 s",
+    )
     async with experiment(redis_url, agent, tmp_path, name, promise, BRIDGE_AGENT_STALL_SECONDS="4") as e:
         with e.fault(after=8.0):
-            for connection in agent.connections:
-                connection.stall()
+            await asyncio.gather(*(_stall_when_it_owes_an_answer(connection) for connection in agent.connections))
         await e.another_turn()
         assert agent.total == 2 * len(e.talking.calls)
+
+
+async def _stall_when_it_owes_an_answer(connection: AgentConnection) -> None:
+    await connection.wait_for(lambda agent: agent.texts and agent.texts[-1][0] == "user", 30)
+    connection.stall()

@@ -395,6 +395,19 @@ async def test_a_sentence_in_which_the_caller_was_lost_goes_on_when_he_is_back(r
     assert not any(line.interrupted for line in lines)
 
 
+async def test_what_an_answer_took_is_told_and_kept(redis_url: str) -> None:
+    bridge = make_bridge()
+    told: list[Any] = []
+    bridge.on("turn_timing")(lambda session, event: told.append((event, session.turn_timings)))
+    async with stage(redis_url, bridge) as s, calling(s.app.url) as call:
+        await call.say("thank_you")
+        await call.wait_answer()
+        await call.hang_up()
+    ((event, kept),) = told
+    assert kept == [event.timing]
+    assert 0 <= event.timing.text_ms <= event.timing.audio_ms
+
+
 async def test_an_application_that_hangs_up_ends_the_session_with_its_reason(redis_url: str) -> None:
     async with stage(redis_url, make_bridge()) as s, calling(s.app.url) as call:
         await ended(s.notes.session.end_session("all done"))

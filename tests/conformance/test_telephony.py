@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bridge_edge import call as edge_call
+from bridge_edge import opening
 from bridge_shared import link
 from bridge_shared.protocol.media import FORMATS, media, wav_header
 from bridge_sim import speech
@@ -643,7 +644,7 @@ async def test_a_call_goes_on_at_another_edge_and_the_former_one_lets_go_of_it(
 
 
 async def test_a_conversation_that_nobody_knows_is_not_resumed(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edge_call, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(opening, "LOOK_SECONDS", 0.2)
     async with stage(redis_url) as bridge, wire(bridge.url, "nobody-knows-me") as vaic:
         await vaic.resume()
         refusal = await vaic.expect("session.error")

@@ -91,7 +91,7 @@ async def test_a_token_of_the_issuer_opens_the_door_and_a_call_goes_through(
         ({"iss": "http://127.0.0.1:1"}, "is from another issuer"),
         ({"iss": ...}, "has no iss"),
     ],
-    ids=str,
+    ids=["expired", "no exp", "odd exp", "infinite exp", "too early", "aud", "no aud", "two auds", "iss", "no iss"],
 )
 async def test_a_token_that_is_not_for_us_now_is_answered_401(
     redis_url: str,

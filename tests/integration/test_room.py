@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from pathlib import Path
+
+import redis.asyncio as redis
 
 from bridge_shared.redis.connection import connect
 from bridge_shared.redis.fleet import Fleet
@@ -15,8 +18,18 @@ from bridge_sim.plan import CallPlan
 from bridge_sim.wire import CallProblem
 from pods import Pods, application
 
-COUNTED_SECONDS = 1.2
-"""By then edges and workers have looked at what the others announce; nothing outside them shows it."""
+
+async def counted(redis_url: str, pods: int) -> None:
+    """Wait until so many pods have read what the workers announce, and have come back for more: what Redis held when
+    this was called is known to all of them then."""
+    reads: Counter[str] = Counter()
+    client = redis.Redis.from_url(redis_url, decode_responses=True)
+    async with asyncio.timeout(10), client, client.monitor() as monitor:
+        async for command in monitor.listen():
+            if command["command"] == "HGETALL {fleet}:workers":
+                reads[command["client_port"]] += 1
+                if sum(times >= 2 for times in reads.values()) >= pods:
+                    return
 
 
 class Announced:
@@ -64,7 +77,7 @@ async def test_new_calls_stop_short_of_the_agent_limit_and_the_next_caller_is_to
                 break
             number += 1
             await announced.agents(number)
-            await asyncio.sleep(COUNTED_SECONDS)
+            await counted(redis_url, pods=3)
         assert number in (2, 3)  # 1+1 leaves a reserve of one; 2 on one worker leave none
         assert AGENT_LIMIT in await refused(edge.url)
         assert agent.total == number
@@ -79,7 +92,7 @@ async def test_a_caller_for_whom_all_workers_are_full_is_refused_at_once(redis_u
         async with SimulatedCall(edge.url, CallPlan()) as call:
             await call.connect()
             await call.initiate()
-            await asyncio.sleep(COUNTED_SECONDS)
+            await counted(redis_url, pods=2)
             assert WORKERS_FULL in await refused(edge.url)
             await call.hang_up()
         assert agent.total == 1

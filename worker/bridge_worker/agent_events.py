@@ -52,7 +52,9 @@ class AgentEvents:
         c = self._c
         match event:
             case dg.Audio(data=data):
-                c.speech.audio(data, c.loop.time())
+                now = c.loop.time()
+                if c.speech.audio(data, now):
+                    c.timings.audio(c.speech.turn, now)
             case dg.ConversationText(role="user", content=content):
                 self._user_said(content)
             case dg.ConversationText(role="assistant", content=content):
@@ -97,6 +99,8 @@ class AgentEvents:
                 else:
                     c.event("warning", types.WarningEvent(session_id=self._id, code=code, description=description))
             case dg.LatencyReport(raw=report):
+                stt = report.get("stt_latency")
+                c.timings.recognised(float(stt) if isinstance(stt, int | float) else None)
                 if c.hosted.handlers.wants("latency_report"):
                     names = extra.LatencyReportEvent.__slots__[1:]
                     values = {name: report.get(name) for name in names}
@@ -111,6 +115,12 @@ class AgentEvents:
     def audio_done(self) -> None:
         """The caller has heard the agent's turn to its end, or it was interrupted."""
         self._c.event("agent_audio_done", types.AgentAudioDoneEvent(session_id=self._id))
+
+    def timed(self, timing: extra.TurnTiming) -> None:
+        """The caller begins to hear an answer."""
+        for hop in ("text", "audio", "heard"):
+            metrics.turn_seconds.labels(until=hop).observe(getattr(timing, f"{hop}_ms") / 1000)
+        self._c.event("turn_timing", extra.TurnTimingEvent(self._id, timing))
 
     def reconnected(self, failure: AgentFailed) -> None:
         """Tell the handlers of a loss that was repaired (SDK reference §14)."""
@@ -166,6 +176,7 @@ class AgentEvents:
         if content == echo:  # what we said again for the caller: it is in the transcript already
             return
         c.functions.caller_spoke()
+        c.timings.understood(c.loop.time())
         c.injections.said("user", content)
         entry = self._store("user", content, c.speech.turn)
         c.caller.tell(Kind.SPEECH, ["recognition", content, entry])
@@ -179,6 +190,7 @@ class AgentEvents:
 
     def _agent_says(self, content: str) -> None:
         c = self._c
+        c.timings.text(c.loop.time())
         c.injections.said("assistant", content)
         echo, self._agent_echo = self._agent_echo, ""
         if content == echo:  # what the caller had not heard, said again: it is in the transcript already

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import orjson
 
 from bridge_shared import logs, metrics
-from bridge_shared.errors import BridgeError, RedisUnavailable
+from bridge_shared.errors import BridgeError
 from bridge_shared.frames import Frame, Kind
 from bridge_shared.link import Delivery, Link, LinkEvent, LinkFull, PeerChanged, Reread, Side
 from bridge_shared.redis.calls import Claimed
@@ -201,6 +201,7 @@ class CallerSide:
                 turn = (body[0][0], body[0][1])
                 if turn[0] < self._c.we and body[2] != "playing":
                     self._keep_heard_of_former(turn, body[1], whole=body[2] == "finished")
+                self._c.timings.heard(turn, body[1], now)
                 for over in self._c.speech.played(turn, body[1], body[2], now):
                     self._turn_over(over)
             case Kind.USTREAM:
@@ -257,7 +258,7 @@ class CallerSide:
 
     async def _keep_heard(self, lines: Iterable[LineHeard]) -> None:
         for line in lines:
-            with contextlib.suppress(RedisUnavailable):  # a figure; the lines themselves are safe
+            with contextlib.suppress(BridgeError):  # a figure; the lines themselves are safe
                 await self._worker.calls.heard(self.cid, line.entry, line.heard_ms, line.interrupted)
 
     # ── edges and callers come and go ──────────────────────────────────────────────────────────────────

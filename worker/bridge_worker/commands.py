@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from bridge_shared import logs
 from bridge_shared.protocol.deepgram import LocalProtocolError
 from bridge_shared.types.deepgram import FunctionCall, WarningEvent
+from bridge_shared.types.extra import TurnTiming
 
 if TYPE_CHECKING:
     from bridge_worker.conversation import Conversation
@@ -164,6 +165,10 @@ class Commands:
     def idempotency_key(self, call: FunctionCall) -> str:
         """See `Session.idempotency_key`. From any thread."""
         return self._c.functions.key(call)
+
+    def turn_timings(self) -> list[TurnTiming]:
+        """See `Session.turn_timings`. From any thread."""
+        return list(self._c.timings.turns)
 
     async def activities(self, activities: list[dict[str, Any]]) -> None:
         """Send activities to VAIC in one envelope."""

@@ -37,6 +37,7 @@ from bridge_worker.ending import Ending, carry_out
 from bridge_worker.function_calls import FunctionCalls
 from bridge_worker.session import SessionState
 from bridge_worker.speech import Speech
+from bridge_worker.timings import Timings
 
 if TYPE_CHECKING:
     from bridge_worker.worker import Hosted, Worker
@@ -135,6 +136,7 @@ class Conversation:
         self.agent = AgentSide(self, agent)
         self.injections = Injections(self)
         self.events = AgentEvents(self, past.said)
+        self.timings = Timings(self.events.timed)
         self._over: asyncio.Future[Ending | None] = self.loop.create_future()
         self._progress = asyncio.Event()
         self.active_at = 0.0

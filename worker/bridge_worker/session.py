@@ -20,6 +20,7 @@ from bridge_shared.types.audiocodes import (
     PlayUrlActivityParams,
 )
 from bridge_shared.types.deepgram import ConversationTextEvent, FunctionCall
+from bridge_shared.types.extra import TurnTiming
 from bridge_worker.handlers import waiting_for_the_end
 
 T = TypeVar("T")
@@ -42,6 +43,7 @@ class Control(Protocol):
     async def agent_command(self, verb: str, *arguments: Any) -> None: ...
     async def respond(self, call_id: str, name: str, content: str) -> None: ...
     def idempotency_key(self, call: FunctionCall) -> str: ...
+    def turn_timings(self) -> list[TurnTiming]: ...
     async def activities(self, activities: list[dict[str, Any]]) -> None: ...
     async def hang_up(self, reason: str | None) -> None: ...
     async def transfer(self, parameters: dict[str, Any]) -> None: ...
@@ -114,6 +116,11 @@ class Session:
     def get_transcript(self) -> list[ConversationTextEvent]:
         """What was said so far by both sides, in order. A new list each time."""
         return list(self._transcript)
+
+    @property
+    def turn_timings(self) -> list[TurnTiming]:
+        """What the newest answers of this worker took, oldest first. An addition to the original SDK."""
+        return self._control.turn_timings() if self._control is not None else []
 
     # ── the agent ──────────────────────────────────────────────────────────────────────────────────────
 

@@ -113,13 +113,13 @@ class Speech:
         """Whether there is a turn that the caller has not heard to its end."""
         return bool(self._turns)
 
-    def audio(self, data: bytes, now: float) -> None:
-        """Take a binary frame of the agent."""
+    def audio(self, data: bytes, now: float) -> bool:
+        """Take a binary frame of the agent. False if it is of a turn that was cut, or no whole sample."""
         if now < self._gate_until:
-            return
+            return False
         samples = self._align.feed(data)
         if not samples:
-            return
+            return False
         if not self.speaking:
             self._told_at = now
         turn = self._begin()
@@ -133,6 +133,7 @@ class Speech:
             turn.waiting.append(samples[start : start + piece])
         self._waiting_bytes += len(samples)
         self._spend()
+        return True
 
     def begin(self) -> Turn:
         """The agent is about to speak: returns the turn that this belongs to, a new one if none is open."""

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
+from zlib import crc32
 
 from bridge_shared import __version__, logs, room
 from bridge_shared.config import Settings
@@ -34,6 +35,9 @@ log = logs.get("worker")
 
 FULL_LOAD_WAIT_SECONDS = 0.02
 """A worker waits this long, times its load, before it claims: so the emptiest is first (LINK.md, Offer)."""
+
+TIE_SECONDS = 0.004
+"""Among workers with the same load chance decides, for each call anew: so that no one gets all of a burst."""
 
 TURNED_AWAY_WAIT_SECONDS = 0.5
 """And one that Deepgram refuses, or that cannot reach it, so much longer: another may be better off."""
@@ -228,7 +232,8 @@ class Worker:
         agent: Agent | None = None
         try:
             load = self._pod.load + len(self._claiming) - 1
-            wait = FULL_LOAD_WAIT_SECONDS * load / self.settings.worker_calls
+            chance = crc32(f"{self.pod} {offer.cid}".encode()) / 2**32
+            wait = FULL_LOAD_WAIT_SECONDS * load / self.settings.worker_calls + TIE_SECONDS * chance
             await asyncio.sleep(wait + TURNED_AWAY_WAIT_SECONDS * self.gate.turned_away)
             if offer.why == "handover":
                 taking = self._taking[offer.cid] = Taking(self, hosted, offer)

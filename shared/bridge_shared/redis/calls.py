@@ -33,7 +33,7 @@ from typing import Any, Final, Literal
 
 import orjson
 
-from bridge_shared.errors import CallUnknown, Fenced
+from bridge_shared.errors import CallUnknown, Fenced, RedisRefused
 from bridge_shared.redis import scripts
 from bridge_shared.redis.connection import Server
 
@@ -475,7 +475,10 @@ class Calls:
         """The utterances in order, with what is known about how much of each was heard."""
         keys = CallKeys.of(cid)
         entries = await self._server.execute_again("XRANGE", keys.transcript, "-", "+")
-        heard = _pairs(await self._server.execute_again("HGETALL", keys.heard))
+        try:
+            heard = _pairs(await self._server.execute_again("HGETALL", keys.heard))
+        except RedisRefused:  # something else stands under that name: the figures are lost, the lines are not
+            heard = {}
         lines = []
         for entry, flat in entries:
             fields = _pairs(flat)

@@ -18,6 +18,8 @@ __all__ = [
     "LatencyReportEvent",
     "ListenUpdatedEvent",
     "SessionResumedEvent",
+    "TurnTiming",
+    "TurnTimingEvent",
 ]
 
 
@@ -107,3 +109,28 @@ class SessionResumedEvent:
 
     session_id: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TurnTiming:
+    """What an answer took; milliseconds from the moment when the agent had understood the caller.
+
+    `turn`: number of the turn under this worker; `stt_ms`: what the agent reports that its recognition took before
+    that moment, None if it does not; `text_ms`: to the first text of the answer; `audio_ms`: to its first audio at
+    the worker; `heard_ms`: to the moment when the caller began to hear it, by the edge's play clock, the way back of
+    that report included.
+    """
+
+    turn: int
+    stt_ms: float | None
+    text_ms: float
+    audio_ms: float
+    heard_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class TurnTimingEvent:
+    """`turn_timing`: the caller begins to hear an answer."""
+
+    session_id: str
+    timing: TurnTiming

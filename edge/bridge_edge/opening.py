@@ -1,0 +1,138 @@
+"""How a call comes to this socket: VAIC places it (`session.initiate`) or goes on with it (`session.resume`).
+
+A new call is created in Redis and offered to the workers until one has accepted it; a live one that has lost its
+socket, or its edge, is attached to this socket with a higher epoch (DESIGN §4, §7).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from bridge_shared import logs, metrics
+from bridge_shared.errors import BridgeError
+from bridge_shared.frames import Kind
+from bridge_shared.protocol import audiocodes as vaic
+from bridge_shared.protocol.media import choose
+from bridge_shared.redis.calls import CallRecord
+
+if TYPE_CHECKING:
+    from bridge_edge.call import Call
+
+log = logs.get("edge.call")
+
+OFFER_AGAIN_SECONDS = 0.5
+LOOK_SECONDS, LOOK_AGAIN_SECONDS = 2.0, 0.1
+"""A call to be resumed is looked for this long: Redis may have been emptied, and its owner is putting it back."""
+
+
+async def set_up(call: Call, initiate: vaic.Initiate) -> None:
+    """Place a new call; it is accepted or refused when this returns. Cancelling it leaves that to whoever cancels."""
+    cid = initiate.conversation_id
+    if not initiate.valid_id:
+        return await call.refuse("conversationId must be 1-128 characters of A-Z a-z 0-9 . _ -", end="")
+    call.cid = cid
+    if call.on_call is not None:
+        call.on_call(cid)
+    chosen = choose(call.door.formats, initiate.formats or ())
+    fields = {
+        "caller": initiate.caller or "",
+        "bot": initiate.bot_name or "",
+        "media_format": chosen or "",
+    }
+    deadline = call.edge.loop.time() + call.edge.settings.accept_timeout
+    try:
+        bridge = call.bridge = fields["bridge"] = await call.edge.bridge(call.door, call.socket)
+        if not bridge:
+            return await call.refuse("No worker serves this path", end="")
+        if call.edge.full:
+            metrics.calls_refused.labels(reason="edge_full").inc()
+            return await call.refuse("This bridge is at its capacity", end="")
+        why = call.edge.refusal(bridge)
+        if why is not None and await call.edge.calls.read(cid) is None:  # a live call may come back
+            metrics.calls_refused.labels(reason="no_room").inc()
+            return await call.refuse(why, end="")
+        attached = await call.edge.calls.attach(cid, edge=call.edge.pod, new=fields)
+        call.ours = attached.status == "created"
+        if attached.status == "live" and call.edge.deserted(attached.record):
+            if attached.record is None or attached.record.media_format not in (initiate.formats or ()):
+                return await call.refuse("The conversation is live in another media format", end="")
+            return await _go_on(call, bridge)
+        if attached.status != "created":
+            return await call.refuse(f"Conversation {cid} is {attached.status} already", end="")
+        if not initiate.expect_audio:
+            return await call.refuse("This bot speaks; it needs expectAudioMessages (directTTS)", end="hangup")
+        if chosen is None:
+            return await call.refuse("No common media format", end="hangup")
+        call.attach(attached, chosen)
+        await _accepted_by(call, deadline, bridge)
+    except BridgeError as error:
+        log.warning("call could not be set up", cid=cid, error=str(error))
+        await call.refuse("The bridge cannot take calls at the moment")
+
+
+async def resume(call: Call, asked: vaic.Resume) -> None:
+    """Go on with a live call; it is attached or refused when this returns. Cancelling it as for `set_up`."""
+    cid = asked.conversation_id
+    if not asked.valid_id:
+        return await call.refuse("Unknown conversation", end="")
+    call.cid = cid
+    try:
+        call.bridge = await call.edge.bridge(call.door, call.socket)
+        await _go_on(call, call.bridge)
+    except BridgeError as error:
+        log.warning("call could not be resumed", cid=cid, error=str(error))
+        await call.refuse("The bridge cannot take calls at the moment", end="")
+
+
+async def _go_on(call: Call, bridge: str) -> None:
+    """Take over a call that has lost its socket, or its edge."""
+    calls, missing = call.edge.calls, "Conversation not found"
+    record = await _look(call)
+    if record is None or record.bridge != bridge:  # looked at first: attaching takes it from its present edge
+        return await call.refuse(missing, end="")
+    attached = await calls.attach(call.cid, edge=call.edge.pod, new=None)
+    if attached.status != "attached" or (record := attached.record) is None:
+        return await call.refuse(missing, end="")
+    call.attach(attached, record.media_format)
+    if record.state == "active":
+        call.accept(record.media_format)
+        call.tell(Kind.LOST if call.gone else Kind.BACK, [])
+        call.pump()
+    else:
+        await _accepted_by(call, call.edge.loop.time() + call.edge.settings.accept_timeout, bridge)
+
+
+async def _look(call: Call) -> CallRecord | None:
+    """The call as Redis has it; None if it is not there for a while."""
+    until = call.edge.loop.time() + LOOK_SECONDS
+    while True:
+        record = await call.edge.calls.read(call.cid)
+        if record is not None or call.gone or call.edge.loop.time() >= until:
+            return record
+        await asyncio.sleep(LOOK_AGAIN_SECONDS)
+
+
+async def _accepted_by(call: Call, deadline: float, bridge: str) -> None:
+    """Offer the call until a worker answers; refuse it if none has by then."""
+    assert call.link is not None
+    if call.gone or call.ended_by_peer:  # while the call was being created
+        await call.end_in_redis("hangup" if call.ended_by_peer else "ended", "abandoned")
+        return call.over.set()
+    try:
+        async with asyncio.timeout_at(deadline):
+            while not call.answer.done():
+                if not call.link.connected:
+                    await call.edge.offer(call.cid, bridge, call.link)
+                await asyncio.wait([call.answer], timeout=OFFER_AGAIN_SECONDS)
+    except TimeoutError:
+        pass
+    if call.gone or call.ended_by_peer:
+        return  # whoever noticed that ends the call
+    if not call.answer.done():
+        reason = "The agent is not ready in time" if call.link.connected else "No worker is free to take the call"
+        metrics.calls_refused.labels(reason="agent_slow" if call.link.connected else "no_worker").inc()
+        await call.refuse(reason)
+    elif (refusal := call.answer.result()) is not None:
+        metrics.calls_refused.labels(reason="agent").inc()
+        await call.refuse(refusal)

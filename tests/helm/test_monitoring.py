@@ -1,0 +1,123 @@
+"""Dashboard and alerts ask for metrics and labels that the code has, and every alert says what to do."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from bridge_shared import metrics
+from rendered import CHART, ROOT, SIMULATED, Object, named, template
+
+DASHBOARD = json.loads((CHART / "files" / "dashboard.json").read_text())
+ALERTS = [
+    rule for group in yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())["groups"] for rule in group["rules"]
+]
+
+FROM_PROMETHEUS = {"namespace", "pod", "instance", "job", "service"}
+"""Labels that scraping adds."""
+
+
+def _panels() -> Iterator[Object]:
+    for panel in DASHBOARD["panels"]:
+        if panel["type"] != "row":
+            yield panel
+
+
+EXPRESSIONS = [
+    *(pytest.param(t["expr"], id=f"{p['title']} {t['refId']}") for p in _panels() for t in p["targets"]),
+    *(pytest.param(rule["expr"], id=rule["alert"]) for rule in ALERTS),
+]
+
+
+def _served() -> dict[str, set[str]]:
+    """Name of each series on /metrics -> its labels."""
+    found: dict[str, set[str]] = {}
+    for collector in set(metrics.registry._collector_to_names):
+        labels = set(getattr(collector, "_labelnames", ()))
+        for family in collector.collect():
+            suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(family.type, [""])
+            for suffix in suffixes:
+                found[family.name + suffix] = labels | ({"le"} if suffix == "_bucket" else set())
+    return found
+
+
+SERVED = _served()
+
+
+def _filled(expression: str) -> str:
+    return expression.replace("$__rate_interval", "1m").replace("$namespace", "calls")
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_every_expression_can_be_read_and_asks_for_what_pods_serve(expression: str) -> None:
+    parser = pytest.importorskip("promql_parser", reason="promql-parser is not installed")
+    selectors, groupings = [], []
+
+    def walk(node: Any) -> None:
+        if isinstance(node, parser.VectorSelector):
+            selectors.append(node)
+        elif isinstance(node, parser.AggregateExpr) and node.modifier is not None:
+            groupings.append((node.modifier.labels, node))
+        for part in ("lhs", "rhs", "expr", "vector_selector"):
+            if (inner := getattr(node, part, None)) is not None:
+                walk(inner)
+        for inner in getattr(node, "args", ()):
+            walk(inner)
+
+    walk(parser.parse(_filled(expression)))
+    assert selectors
+    for selector in selectors:
+        assert selector.name in SERVED, f"{selector.name} is not served"
+        asked = {matcher.name for matcher in selector.matchers.matchers}
+        assert asked <= SERVED[selector.name] | FROM_PROMETHEUS
+    for labels, _ in groupings:
+        assert set(labels) <= set().union(*(SERVED[selector.name] for selector in selectors)) | FROM_PROMETHEUS
+
+
+def test_legends_name_labels_that_their_expression_keeps() -> None:
+    for panel in _panels():
+        for target in panel["targets"]:
+            for label in re.findall(r"{{(\w+)}}", target["legendFormat"]):
+                kept = re.search(rf"(by|on) \([^)]*\b{label}\b", target["expr"])
+                assert kept, f"{panel['title']}: {label}"
+
+
+def test_panels_have_ids_and_places_of_their_own() -> None:
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(ids) == len(set(ids))
+    places = {
+        (x, y)
+        for p in DASHBOARD["panels"]
+        for x in range(p["gridPos"]["x"], p["gridPos"]["x"] + p["gridPos"]["w"])
+        for y in range(p["gridPos"]["y"], p["gridPos"]["y"] + p["gridPos"]["h"])
+    }
+    assert len(places) == sum(p["gridPos"]["w"] * p["gridPos"]["h"] for p in DASHBOARD["panels"])
+
+
+def test_every_alert_is_explained_in_the_runbook_and_nothing_else_is() -> None:
+    runbook = (ROOT / "deploy" / "README.md").read_text()
+    assert set(re.findall(r"^#### (Bridge\w+)", runbook, re.MULTILINE)) == {rule["alert"] for rule in ALERTS}
+
+
+def test_the_chart_hands_on_dashboard_and_alerts_as_they_are() -> None:
+    objects = template(SIMULATED.with_name("monitoring.yaml"))
+    rules = named(objects, "PrometheusRule", "bridge")["spec"]["groups"]
+    assert [rule for group in rules for rule in group["rules"]] == ALERTS
+    assert json.loads(named(objects, "ConfigMap", "bridge-dashboard")["data"]["bridge.json"]) == DASHBOARD
+
+
+def test_the_service_monitor_finds_the_service_of_the_admin_ports() -> None:
+    objects = template(SIMULATED.with_name("monitoring.yaml"))
+    wanted = named(objects, "ServiceMonitor", "bridge")["spec"]
+    [service] = [
+        o
+        for o in objects
+        if o["kind"] == "Service" and wanted["selector"]["matchLabels"].items() <= o["metadata"]["labels"].items()
+    ]
+    assert service["metadata"]["name"] == "bridge-admin"
+    assert [e["port"] for e in wanted["endpoints"]] == [port["name"] for port in service["spec"]["ports"]]
