@@ -20,6 +20,7 @@ from bridge_edge import oidc
 from deepgram_audiocodes_bridge import DeepgramBridge
 from harness import configuration, free_port
 from issuer import AUDIENCE, LocalIssuer, SigningKey
+from pods import Pod, Pods
 from telephone import Stage, stage, wire
 
 Eventually = Callable[..., Awaitable[None]]
@@ -38,7 +39,7 @@ def asks(issuer: LocalIssuer, **more: Any) -> dict[str, Any]:
     return {"oidc_issuer": issuer.url, "oidc_audience": AUDIENCE, **more}
 
 
-async def status(bridge: Stage, token: str | None) -> int:
+async def status(bridge: Stage | Pod, token: str | None) -> int:
     """How the upgrade with that token is answered."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     try:
@@ -287,3 +288,14 @@ async def test_tokens_from_the_environment_open_the_door_beside_the_issuer_also_
     away = {"oidc_issuer": f"http://127.0.0.1:{free_port()}", "oidc_audience": AUDIENCE}
     async with stage(redis_url, bridge=DeepgramBridge(configuration(ac_token="permanent")), **away) as bridge:
         assert await status(bridge, "permanent") == 101
+
+
+async def test_an_edge_without_an_application_may_have_an_issuer_as_its_only_door(
+    redis_url: str, issuer: LocalIssuer
+) -> None:
+    door = {"BRIDGE_OIDC_ISSUER": issuer.url, "BRIDGE_OIDC_AUDIENCE": AUDIENCE}
+    async with Pods(redis_url, "ws://127.0.0.1:9", None, **door) as pods:
+        edge = await pods.edge()  # ready: it has the keys
+        assert await status(edge, None) == 401
+        assert await status(edge, issuer.token(RSA)) == 101
+        assert issuer.fetches == 1
