@@ -29,7 +29,7 @@ __all__ = ["ANSWERS", "CALLS", "AgentConnection", "AgentScript", "Faults", "Simu
 
 PATH = "/v1/agent/converse"
 MOST_CONNECTIONS = 50
-"""So many connections are remembered; the oldest closed ones are forgotten first."""
+"""So many connections are remembered unless told otherwise."""
 
 _T = TypeVar("_T")
 
@@ -50,6 +50,7 @@ class SimulatedAgent:
         script: how it behaves; may be replaced at any time, for the connections that come after.
         host, port: where it listens; port 0 takes a free one.
         record: keep the audio and frames of each connection (at most 8 MiB each way). Off for load tests.
+        remember: so many connections; the oldest closed ones are forgotten first.
 
     Attributes:
         connections: the last ones, oldest first.
@@ -58,13 +59,19 @@ class SimulatedAgent:
     """
 
     def __init__(
-        self, script: AgentScript | None = None, host: str = "127.0.0.1", port: int = 0, *, record: bool = True
+        self,
+        script: AgentScript | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        record: bool = True,
+        remember: int = MOST_CONNECTIONS,
     ) -> None:
         self.script = AgentScript() if script is None else script
         self.connections: list[AgentConnection] = []
         self.total = 0
         self.refused = 0
-        self._host, self._port, self._record = host, port, record
+        self._host, self._port, self._record, self._remember = host, port, record, remember
         self._changes = Changes()
         self._server: Server | None = None
         self._faulty_handshakes = 0
@@ -153,7 +160,7 @@ class SimulatedAgent:
         await connection.serve()
 
     def _forget(self) -> None:
-        excess = len(self.connections) - MOST_CONNECTIONS
+        excess = len(self.connections) - self._remember
         if excess > 0:
             gone = [connection for connection in self.connections if connection.closed][:excess]
             self.connections = [connection for connection in self.connections if connection not in gone]

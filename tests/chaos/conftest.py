@@ -21,6 +21,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 async def agent() -> AsyncIterator[SimulatedAgent]:
-    """An agent that takes a real one's time to connect, and numbers its answers."""
-    async with SimulatedAgent(AGENT) as simulated:
+    """An agent that takes a real one's time to connect, numbers its answers, and forgets no connection."""
+    async with SimulatedAgent(AGENT, remember=10_000) as simulated:
         yield simulated

@@ -162,15 +162,15 @@ def _remembered(call: Call) -> None:
 
 
 async def _finished_once(talking: Talk, pods: Pods) -> None:
-    """The handlers of `session_end` have run once for each call, wherever."""
-    cids = [report.conversation_id for report in talking.reports]
+    """The handlers of `session_end` have run once for each call, wherever; also for those of other callers."""
+    cids = {report.conversation_id for report in talking.reports}
 
     def ends() -> Counter[str]:
         lines = [line for pod in pods.all for line in pod.stdout.splitlines() if line.startswith("session_end ")]
         return Counter(line.rsplit(" ", 1)[1] for line in lines)
 
-    await pods.all[0].until(lambda: len(ends()) >= len(cids), FINISH_SECONDS, "the session_end handlers")
-    assert ends() == Counter(cids)
+    await pods.all[0].until(lambda: ends().keys() >= cids, FINISH_SECONDS, "the session_end handlers")
+    assert [cid for cid, times in ends().items() if times > 1] == []
 
 
 def _commands(talking: Talk, calls: list[Call]) -> tuple[int, int, int]:

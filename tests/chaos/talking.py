@@ -55,7 +55,7 @@ class Talk:
         self.repeated = 0
         """Times that a caller had to say something again."""
         self.waits: list[float] = []
-        """Seconds from the end of what a caller said, for the first time, to the first sound of the answer."""
+        """Seconds from the end of what a caller said, for the first time, to the first sound that he heard then."""
         self.faults: list[tuple[float, float]] = []
         """From when to when, on the loop's clock, something was broken."""
         self._turned = asyncio.Event()
@@ -84,12 +84,11 @@ class Talk:
         asked: float | None = None
         for _ in range(TRIES):
             await call.say(sentence)
-            ended = self._loop.time()
-            asked = ended if asked is None else asked
+            asked = self._loop.time() if asked is None else asked
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PATIENCE_SECONDS):
                     await call.wait_answer()
-                self.waits.append(ended - asked + call.report().answer_ms[-1] / 1000)
+                self.waits.append(_heard_after(call, asked) - asked)
                 return
             self.repeated += 1
         raise AssertionError(f"{call.conversation_id}: {TRIES} times unanswered")
@@ -115,6 +114,13 @@ class Talk:
                 if self.stop.is_set():
                     break
             await call.hang_up()
+
+
+def _heard_after(call: SimulatedCall, moment: float) -> float:
+    """When sound of the agent first began at the caller's ear after that moment of the loop's clock; that moment if it
+    had begun before."""
+    runs = [at for stream in call.line.clock.streams for at, _ in stream.runs]
+    return min((at for at in runs if at >= moment), default=moment)
 
 
 @contextlib.asynccontextmanager
