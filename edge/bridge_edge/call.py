@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 log = logs.get("edge.call")
 
-FIRST_MESSAGE_SECONDS = 10.0
 OWNER_END_SECONDS = 2.0
 LAST_FRAMES_SECONDS = 2.0
 WOKE_SECONDS = 1.0
@@ -184,7 +183,7 @@ class Call:
 
     async def _read(self) -> None:
         try:
-            async with asyncio.timeout(FIRST_MESSAGE_SECONDS):
+            async with asyncio.timeout(self.edge.settings.initiate_timeout):
                 while self.bot.state == "new":
                     self._take(await self.socket.recv())
             async for message in self.socket:

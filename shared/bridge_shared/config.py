@@ -244,10 +244,10 @@ class Settings(BaseSettings):
         10.0, "a connection is upgraded by then or dropped, `authenticate` included", "seconds", low=0.1, high=120
     )
     first_message_timeout: float = _setting(
-        10.0, "a connection that has said nothing by then is closed", "seconds", low=0.1, high=10
+        10.0, "a connection that has said nothing by then is closed", "seconds", low=0.1, high=60
     )
     initiate_timeout: float = _setting(
-        10.0, "a connection that has named no call by then is closed", "seconds", low=0.1, high=10
+        10.0, "a connection that has named no call by then is closed", "seconds", low=0.1, high=60
     )
 
     # Administration
@@ -279,6 +279,9 @@ class Settings(BaseSettings):
     )
     caller_silence_ms: int = _setting(
         100, "silence sent at once to the agent while the caller's stream is closed", "milliseconds", low=20, high=1000
+    )
+    before_transfer_timeout: float = _setting(
+        5.0, "longest run of a `before_transfer` handler; the transfer waits for it", "seconds", low=0.1, high=60
     )
     handler_timeout: float = _setting(30.0, "longest run of a handler of the APP", "seconds", low=0.1, high=3600)
     finish_timeout: float = _setting(30.0, "longest run of a `session_end` handler", "seconds", low=0.1, high=3600)

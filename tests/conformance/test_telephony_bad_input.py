@@ -199,9 +199,8 @@ async def test_a_flood_of_activities_ends_its_own_call_only(redis_url: str, even
         await still_works(other)
 
 
-async def test_a_connection_that_says_nothing_is_closed(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge_edge.call.FIRST_MESSAGE_SECONDS", 0.2)
-    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+async def test_a_connection_that_says_nothing_is_closed(redis_url: str) -> None:
+    async with stage(redis_url, initiate_timeout=0.2) as bridge, wire(bridge.url) as vaic:
         assert await vaic.rest() == []
         assert bridge.keys() == []
 

@@ -335,6 +335,8 @@ class CallerSide:
         known = ("bridge", "caller", "bot", "media_format", "created_ms", "active_ms", "start")
         fields = {name: self._c.record.raw[name] for name in known if name in self._c.record.raw}
         fields |= {"state": "active", "session_id": self._c.session.session_id}
+        if self._c.data:
+            fields["data"] = self._c.data
         await self._worker.calls.restore(self.cid, fields, owner=self._worker.pod, we=self._c.we)
         self._c.lines.verify()
         self._c.functions.verify()

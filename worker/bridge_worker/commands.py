@@ -7,9 +7,10 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Literal
 
 from bridge_shared import logs
+from bridge_shared.errors import BridgeError
 from bridge_shared.protocol.deepgram import LocalProtocolError
 from bridge_shared.types.deepgram import FunctionCall, WarningEvent
-from bridge_shared.types.extra import TurnTiming
+from bridge_shared.types.extra import BeforeTransferEvent, TurnTiming
 
 if TYPE_CHECKING:
     from bridge_worker.conversation import Conversation
@@ -38,6 +39,7 @@ AGAIN_SECONDS = 0.5
 GIVE_UP_SECONDS = 5.0
 """How long a refused injection is tried again, once the agent has finished its turn."""
 
+STORED_SECONDS = 2.0
 LONGEST_SECONDS = 30.0
 INJECTIONS = 64
 
@@ -182,6 +184,20 @@ class Commands:
         while (leaving := self._leave(activity, "ended", reason or "")) is not None:
             await asyncio.wait([leaving])  # it may have been a transfer, and have failed
         await self._c.closed.wait()
+
+    async def before_transfer(self, target: str, reason: str, summary: str) -> None:
+        """Store what the next one should know, then let the application do the same elsewhere, bounded. A Redis that
+        is away for that long keeps nobody from a transfer. Cancelling it may leave either undone."""
+        c = self._c
+        handoff = {"target": target, "reason": reason, "summary": summary, "after": c.lines.last}
+        try:
+            async with asyncio.timeout(STORED_SECONDS):
+                await c.worker.calls.amend(c.cid, we=c.we, fields={"handoff": handoff})
+        except (TimeoutError, BridgeError) as error:
+            log.warning("what the next one should know is not stored", cid=c.cid, error=str(error))
+        event = BeforeTransferEvent(c.session.session_id, target, reason, summary)
+        seconds = c.worker.settings.before_transfer_timeout
+        await c.hosted.handlers.ask(c.session, "before_transfer", event, seconds=seconds)
 
     async def transfer(self, parameters: dict[str, Any]) -> None:
         """Transfer after the last words; returns when the call is over, or when the transfer has failed.

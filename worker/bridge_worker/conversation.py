@@ -15,6 +15,7 @@ agent has the application do; `commands` what handlers can ask for; `ending` how
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from bridge_shared import logs, metrics
-from bridge_shared.errors import RedisUnavailable
+from bridge_shared.errors import BridgeError, RedisUnavailable
 from bridge_shared.frames import Kind
 from bridge_shared.protocol.media import media
 from bridge_shared.redis.calls import CallKeys, Claimed, Line
@@ -37,6 +38,7 @@ from bridge_worker.ending import Ending, carry_out
 from bridge_worker.function_calls import FunctionCalls
 from bridge_worker.remote import Elsewhere
 from bridge_worker.session import SessionState
+from bridge_worker.session_data import SessionData
 from bridge_worker.speech import Speech
 from bridge_worker.timings import Timings
 
@@ -58,6 +60,7 @@ GREETING_SECONDS = 5.0
 """An agent that has said nothing yet may be about to greet."""
 
 END_TRIES_SECONDS = 30.0
+AGAIN_SECONDS = 0.25
 VAIC_BEHIND_SECONDS = 0.5
 """VAIC plays what it gets a network's delay later than our clock says; by then its `playFinished` is here, too."""
 
@@ -131,6 +134,9 @@ class Conversation:
         self.session = hosted.session(self.cid)
         self.control = Commands(self)
         self.session._begin(record.session_id, self.cid, self.media.token, self.control)
+        self._data = record.raw.get("data", "")
+        self._data_changed = asyncio.Event()
+        self.session._data = SessionData(self._data, self._keep_soon)
         self.telephony = hosted.handlers.lane(self.session)
         self.agent_lane = hosted.handlers.lane(self.session)
 
@@ -152,6 +158,7 @@ class Conversation:
                 self.tasks = tasks
                 tasks.create_task(self.lines.run())
                 tasks.create_task(self.functions.run())
+                tasks.create_task(self._keep())
                 talk = tasks.create_task(self.agent.run())
                 ending = await self._over
                 talk.cancel()
@@ -198,6 +205,38 @@ class Conversation:
     async def stored(self, seconds: float) -> bool:
         """Wait, at most so long each, until the transcript and the function calls are in Redis. Safe to cancel."""
         return await self.lines.flush(seconds) and await self.functions.flush(seconds)
+
+    @property
+    def data(self) -> str:
+        """`Session.data` as JSON, as of its last change."""
+        return self._data
+
+    def _keep_soon(self, encoded: bytes) -> None:
+        """`Session.data` has changed; in the customer's loop."""
+        with contextlib.suppress(RuntimeError):  # the media loop is gone, and the call with it
+            self.loop.call_soon_threadsafe(self._changed, encoded.decode())
+
+    def _changed(self, data: str) -> None:
+        self._data = data
+        self._data_changed.set()
+
+    async def _keep(self) -> None:
+        """Write `Session.data` after each change, for ever; changes that come together are written together."""
+        while True:
+            await self._data_changed.wait()
+            await self.keep_data()
+            if self._data_changed.is_set():
+                await asyncio.sleep(AGAIN_SECONDS)
+
+    async def keep_data(self) -> None:
+        """Write `Session.data` if it has changed; what cannot be written now is written with the next try."""
+        if self._data_changed.is_set():
+            self._data_changed.clear()
+            try:
+                await self.worker.calls.amend(self.cid, we=self.we, fields={"data": self._data})
+            except BridgeError as error:
+                self._data_changed.set()
+                log.debug("session.data waits for Redis", cid=self.cid, error=str(error))
 
     def shut_down(self) -> None:
         """The pod ends and nobody takes the call: hang up, and end it."""

@@ -12,7 +12,9 @@ from bridge_shared import logs, metrics
 from bridge_shared.errors import BridgeError, Fenced
 from bridge_shared.frames import Kind
 from bridge_shared.redis.calls import Ended
-from bridge_shared.types.audiocodes import SessionEndEvent, SessionEndReason
+from bridge_shared.types.audiocodes import SessionEndReason
+from bridge_shared.types.extra import FinishEvent
+from bridge_worker.finisher import finish_key
 from bridge_worker.session import SessionState
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ async def carry_out(c: Conversation, ending: Ending) -> None:
     c.session._state = SessionState.ENDING
     c.telephony.close()
     c.agent_lane.close()
+    await c.keep_data()
     if not await c.lines.flush(LINES_SECONDS):
         log.error("transcript lines could not be stored", cid=c.cid)
     try:
@@ -60,11 +63,13 @@ async def carry_out(c: Conversation, ending: Ending) -> None:
         reason=ending.reason,
         duration_ms=duration_ms,
     )
-    event = SessionEndEvent(
+    event = FinishEvent(
         session_id=c.session.session_id,
         reason=cast(SessionEndReason, ending.reason),
         duration_ms=duration_ms,
         ended_at=_now(),
+        attempt=1,
+        idempotency_key=finish_key(c.cid),
     )
     if ended.finish == "owed":
         await c.worker.finisher.finish(c.cid, c.hosted, c.session, event)

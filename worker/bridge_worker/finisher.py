@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from bridge_shared import logs, metrics
 from bridge_shared.errors import BridgeError, RedisUnavailable
 from bridge_shared.redis.calls import CallRecord
-from bridge_shared.types.audiocodes import SessionEndEvent
 from bridge_shared.types.deepgram import ConversationTextEvent
+from bridge_shared.types.extra import FinishEvent
 from bridge_worker.session import Session, SessionState
+from bridge_worker.session_data import SessionData
 
 if TYPE_CHECKING:
     from bridge_worker.worker import Hosted, Worker
@@ -58,7 +59,7 @@ class Finisher:
                 log.exception("a call could not be finished")
 
     async def finish(
-        self, cid: str, hosted: Hosted, session: Session, event: SessionEndEvent, handled: Collection[str] = ()
+        self, cid: str, hosted: Hosted, session: Session, event: FinishEvent, handled: Collection[str] = ()
     ) -> None:
         """Run the `session_end` handlers of a call whose finish is ours, and record what succeeded.
 
@@ -107,11 +108,13 @@ class Finisher:
             return None
         log.info("finishing a call", cid=cid, reason=record.reason)
         session = await self._session(hosted, record)
-        event = SessionEndEvent(
+        event = FinishEvent(
             session_id=session.session_id,
             reason=record.reason or "error",  # type: ignore[arg-type]
             duration_ms=record.duration_ms,
             ended_at=record.ended_at,
+            attempt=int(record.raw.get("finish_attempts") or 0) + 1,
+            idempotency_key=finish_key(cid),
         )
         await self.finish(cid, hosted, session, event, record.handled)
 
@@ -127,9 +130,15 @@ class Finisher:
     async def _session(self, hosted: Hosted, record: CallRecord) -> Session:
         session = hosted.session(record.cid)
         session._begin(record.session_id, record.cid, record.media_format or None, None)  # type: ignore[arg-type]
+        session._data = SessionData(record.raw.get("data", ""))
         session._state = SessionState.ENDED
         session._transcript.extend(
             ConversationTextEvent(session_id=session.session_id, role=line.role, content=line.content)  # type: ignore[arg-type]
             for line in await self._worker.calls.transcript(record.cid)
         )
         return session
+
+
+def finish_key(cid: str) -> str:
+    """The idempotency key of a call's finish."""
+    return f"{cid}:session_end"

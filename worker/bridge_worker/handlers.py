@@ -123,6 +123,25 @@ class Handlers:
             return {"": "the application's event loop is closed"}
         return await asyncio.wrap_future(future)
 
+    async def ask(self, session: Any, name: str, event: Any, *, seconds: float) -> None:
+        """Run the handlers of an event and wait for them, from the media thread. One that raises or takes longer than
+        `seconds` is reported as `error`. Cancelling it cancels the handler."""
+        if not self.wants(name):
+            return
+        work = self._ask(session, name, event, seconds)
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:
+            work.close()
+            return
+        await asyncio.wrap_future(future)
+
+    async def _ask(self, session: Any, name: str, event: Any, seconds: float) -> None:
+        for handler in list(self._registry.get(name, ())):
+            problem = await self._call(handler, session, name, event, seconds)
+            if problem is not None:
+                await self._report(session, name, problem)
+
     async def fire(self, session: Any, name: str, event: Any, lane: Lane | None = None) -> Exception | None:
         """Run all handlers of an event one after the other, in the customer's loop.
 

@@ -53,7 +53,7 @@ async def _obey(
         case "hangup", [None | str() as reason]:
             c.tasks.create_task(control.hang_up(reason))
         case "transfer", [dict() as parameters]:
-            c.tasks.create_task(control.transfer(parameters))
+            c.tasks.create_task(_transfer(c, parameters))
         case "agent", [str(what), *rest] if what in AGENT_VERBS:
             await control.agent_command(what, *rest)
         case "activities", [list() as activities] if all(isinstance(a, dict) and "name" in a for a in activities):
@@ -63,6 +63,12 @@ async def _obey(
         case _:
             return REFUSED + f"{verb} does not take these arguments".encode()
     return OK
+
+
+async def _transfer(c: Conversation, parameters: dict[str, Any]) -> None:
+    target, reason = str(parameters.get("transferTarget", "")), str(parameters.get("handoverReason", ""))
+    await c.control.before_transfer(target, reason, "")
+    await c.control.transfer(parameters)
 
 
 class Elsewhere:
@@ -85,6 +91,9 @@ class Elsewhere:
     async def hang_up(self, reason: str | None) -> None:
         """Returns when the other worker has begun: the end is not told here."""
         await self._send("hangup", reason)
+
+    async def before_transfer(self, target: str, reason: str, summary: str) -> None:
+        """Done by the other worker's session, if it is asked."""
 
     async def transfer(self, parameters: dict[str, Any]) -> None:
         """As `hang_up`."""

@@ -22,8 +22,12 @@ from bridge_shared.types.audiocodes import (
 from bridge_shared.types.deepgram import ConversationTextEvent, FunctionCall
 from bridge_shared.types.extra import TurnTiming
 from bridge_worker.handlers import waiting_for_the_end
+from bridge_worker.session_data import SessionData
 
 T = TypeVar("T")
+
+CALL_HEADER = "X-Conversation-Id"
+"""The SIP header that tells whoever gets a transferred call which one it is."""
 
 
 class SessionState(Enum):
@@ -46,6 +50,7 @@ class Control(Protocol):
     def turn_timings(self) -> list[TurnTiming]: ...
     async def activities(self, activities: list[dict[str, Any]]) -> None: ...
     async def hang_up(self, reason: str | None) -> None: ...
+    async def before_transfer(self, target: str, reason: str, summary: str) -> None: ...
     async def transfer(self, parameters: dict[str, Any]) -> None: ...
     async def over(self) -> None: ...
 
@@ -73,6 +78,7 @@ class Session:
         self._state = SessionState.INITIALIZING
         self._transcript: list[ConversationTextEvent] = []
         self._control: Control | None = None
+        self._data = SessionData()
 
     @classmethod
     async def serve(cls, socket: Any, bridge: Any) -> Session:
@@ -116,6 +122,13 @@ class Session:
     def get_transcript(self) -> list[ConversationTextEvent]:
         """What was said so far by both sides, in order. A new list each time."""
         return list(self._transcript)
+
+    @property
+    def data(self) -> SessionData:
+        """What the application keeps of this call: a mapping of JSON values, 16 KiB at most, that goes with the call
+        to every worker that serves or finishes it. Setting a key writes it to Redis. An addition to the original SDK.
+        """
+        return self._data
 
     @property
     def turn_timings(self) -> list[TurnTiming]:
@@ -176,6 +189,7 @@ class Session:
         *,
         handover_reason: str | None = None,
         transfer_sip_headers: list[dict[str, str]] | None = None,
+        summary: str | None = None,
     ) -> None:
         """Transfer the caller once the agent's last words are out. Ends the session with reason `transfer`.
 
@@ -185,14 +199,21 @@ class Session:
         Args:
             destination: a `tel:` or `sip:` URI, or a number.
             handover_reason: logged and passed on by VAIC.
-            transfer_sip_headers: `{"name": …, "value": …}` each.
+            transfer_sip_headers: `{"name": …, "value": …}` each. `X-Conversation-Id` is added, so that whoever gets
+                the call can look up what is stored about it.
+            summary: what the next one should know; stored with target, reason and the place in the transcript in
+                `handoff` of the call before anything else happens. Then the handlers of `before_transfer` run, each
+                within `BRIDGE_BEFORE_TRANSFER_TIMEOUT`. An addition to the original SDK.
         """
         self._gate("transfer")
         parameters: dict[str, Any] = {"transferTarget": destination}
         if handover_reason is not None:
             parameters["handoverReason"] = handover_reason
-        if transfer_sip_headers is not None:
-            parameters["transferSipHeaders"] = transfer_sip_headers
+        headers = list(transfer_sip_headers or [])
+        if all(str(header.get("name", "")).lower() != CALL_HEADER.lower() for header in headers):
+            headers.append({"name": CALL_HEADER, "value": str(self._conversation_id)})
+        parameters["transferSipHeaders"] = headers
+        await self._cross(self._live().before_transfer(destination, handover_reason or "", summary or ""))
         with waiting_for_the_end():
             await self._cross(self._live().transfer(parameters))
 

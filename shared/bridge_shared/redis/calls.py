@@ -57,7 +57,7 @@ YOUNG_MS: Final = 10_000
 
 SUMMARY: Final = (
     "state reason detail bridge caller bot media_format created_ms active_ms ended_ms session_id last "
-    "finish finished_ms finish_attempts finisher owner we end_token"
+    "finish finished_ms finish_attempts finisher owner we end_token handoff"
 )
 """What is left of a call when its finish is done, beside which handlers succeeded."""
 

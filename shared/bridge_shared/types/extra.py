@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bridge_shared.types.audiocodes import SessionEndEvent
+
 __all__ = [
     "AgentStartedSpeakingEvent",
+    "BeforeTransferEvent",
     "CancelledFunctionCall",
+    "FinishEvent",
     "FunctionCallCancelledEvent",
     "FunctionCallResponseEvent",
     "HistoryEvent",
@@ -134,3 +138,28 @@ class TurnTimingEvent:
 
     session_id: str
     timing: TurnTiming
+
+
+@dataclass(frozen=True, slots=True)
+class BeforeTransferEvent:
+    """`before_transfer`: the call is about to be given to somebody else, and what is to be known about it is stored.
+
+    `target`, `reason` and `summary` as given to `Session.transfer`; "" where nothing was given.
+    """
+
+    session_id: str
+    target: str
+    reason: str
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
+class FinishEvent(SessionEndEvent):
+    """What `session_end` handlers get: a `SessionEndEvent` that also says how often it was tried.
+
+    `attempt`: 1 the first time, more after a handler has failed or a worker died. `idempotency_key`: the same in every
+    attempt and different for every call; whoever writes to another system gives it along, so that it is done once.
+    """
+
+    attempt: int
+    idempotency_key: str
