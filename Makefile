@@ -46,6 +46,14 @@ chaos: $(STAMP) ## every experiment with faults, one after the other; what they 
 	$(BIN)/python tests/chaos/table.py .chaos.jsonl > tests/chaos/RESULTS.md
 	cat tests/chaos/RESULTS.md
 
+.PHONY: fuzz
+fuzz: $(STAMP) ## a million inputs to everything that reads what others wrote; figures go into tests/fuzz/RESULTS.md (ARGS="--inputs N")
+	$(BIN)/python tests/fuzz/run.py --out tests/fuzz/RESULTS.md $(ARGS)
+
+.PHONY: transcripts
+transcripts: $(STAMP) ## record the conversations of tests/transcripts anew
+	PYTHONPATH=tests $(BIN)/python tests/transcripts/recording.py
+
 .PHONY: lint
 lint: $(STAMP) ## style, formatting, who imports whom, types
 	$(BIN)/ruff check --quiet .

@@ -41,6 +41,10 @@ log = logs.get("edge.call")
 FIRST_MESSAGE_SECONDS = 10.0
 OWNER_END_SECONDS = 2.0
 LAST_FRAMES_SECONDS = 2.0
+WOKE_SECONDS = 1.0
+"""A timer that is so late shows that this process stood still: the call may be elsewhere by now."""
+
+ASK_AGAIN_SECONDS = 0.25
 TIMER_GRAIN = 0.0005
 """uvloop rounds to milliseconds, and a timer that fires early would fire again at once."""
 
@@ -94,6 +98,8 @@ class Call:
         self._timer_at = math.inf
         self._activities = 0
         self._rereading = False
+        self._doubtful = False
+        """This process stood still, and it is not known whether the call is still here: VAIC is told nothing."""
         self.ended_by_peer = False
         self._leaving = False
         """VAIC was asked to hang up or to transfer: it needs no other reason for the end."""
@@ -103,6 +109,8 @@ class Call:
         self.bridge = ""
         self._search: asyncio.Task[None] | None = None
         """For a new owner."""
+        self._underruns = 0
+        """So many are counted."""
         self._turn: Turn = (0, 0)
         """The latest turn of which audio came; its first piece at `_turn_came`."""
         self._turn_came = 0.0
@@ -151,7 +159,8 @@ class Call:
     def on_frame(self, sender: str, frame: Frame) -> None:
         """Take one frame of this call from the inbox."""
         if self.link is not None and not self.over.is_set():
-            if self.gone and not self.ended_by_peer and frame.seq:
+            elsewhere = not self._awake() or (self.gone and not self.ended_by_peer)
+            if elsewhere and frame.seq:
                 # only what it confirms is of use here; the rest is for the next edge, to be sent again
                 frame = frame._replace(seq=0, kind=Kind.ACK, body=[])
             self._happened(self.link.receive(sender, frame, self.edge.loop.time()))
@@ -382,6 +391,9 @@ class Call:
                 self._texts.clear()
                 self._turn_texts.clear()
                 metrics.cuts.inc()
+                if self.edge.settings.abort_prompts:
+                    self._act()  # the stream is closed first
+                    self.send(self.bot.activities([{"type": "event", "name": "abortPrompts"}]))
             case Kind.SPEECH:
                 return self._speech(body[0], body[1], body[2:], delivery)
             case Kind.ACTIVITY:
@@ -423,17 +435,26 @@ class Call:
         self.link.done(delivery, self.edge.loop.time())
 
     async def _reread(self) -> None:
-        """Ask Redis whose call this is, before anything else is said."""
+        """Ask Redis whose call this is, before anything else is said; after a standstill for as long as that takes."""
         assert self.link is not None
         try:
-            record = await self.edge.calls.read(self.cid)
-            if self._playout is not None and (record is None or record.ee < self.link.epoch):
-                record = await self._restore(self.link.epoch)
-        except BridgeError as error:
-            log.debug("state of the call cannot be read now", cid=self.cid, error=str(error))
-            return
+            while True:
+                doubtful = self._doubtful
+                try:
+                    record = await self.edge.calls.read(self.cid)
+                    if self._playout is not None and (record is None or record.ee < self.link.epoch):
+                        record = await self._restore(self.link.epoch)
+                except BridgeError as error:
+                    log.debug("state of the call cannot be read now", cid=self.cid, error=str(error))
+                    if not self._doubtful:
+                        return
+                    await asyncio.sleep(ASK_AGAIN_SECONDS)
+                else:
+                    if doubtful or not self._doubtful:  # otherwise it was asked before this process stood still
+                        break
         finally:
             self._rereading = False
+        self._doubtful = False
         if record is None or record.ee > self.link.epoch:
             log.debug("the call is no longer here", cid=self.cid)
             return self.over.set()
@@ -533,14 +554,25 @@ class Call:
         for pod, frame in link.take():
             self.edge.outbox.post(pod, frame)
 
+    def _awake(self) -> bool:
+        """False from the moment when this process finds that it stood still until Redis has said whose the call is."""
+        if not self._doubtful and self.edge.loop.time() > self._timer_at + WOKE_SECONDS:
+            self._doubtful = True
+            self._happened([Reread("stood still")])
+        return not self._doubtful
+
     def _timer_fired(self) -> None:
+        self._awake()
         self._timer, self._timer_at = None, math.inf
         if not self.over.is_set():
             self.pump()
 
     def _act(self) -> None:
-        if self._playout is None or self.gone:
+        if self._playout is None or self.gone or not self._awake():
             return
+        if (gaps := self._playout.underruns - self._underruns) > 0:
+            self._underruns += gaps
+            metrics.underruns.inc(gaps)
         for action in self._playout.poll(self.edge.loop.time()):
             match action:
                 case Played(turn=turn, heard_ms=heard_ms, state=state):

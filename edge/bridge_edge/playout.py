@@ -6,6 +6,10 @@ which VAIC will have played everything sent so far. VAIC plays what it got to th
 `playStream.stop` (Bot API reference §6.4), so whatever is sent early cannot be taken back; therefore nothing
 is sent that would put the horizon more than the *lead* ahead. A barge-in can then leave at most the lead audible.
 
+When a turn runs dry before its end, the network between agent and caller is uneven: from then on the beginning of a
+turn, and its going on after a gap, is held back by a small *allowance*, which grows with each such gap, shrinks with
+each turn without one, and is never more than two thirds of the lead. A call without gaps waits for nothing.
+
 One play stream per turn, closed as soon as its last chunk is sent: while a stream is open VAIC regards the
 bot as speaking and withholds the caller's audio (§5.3). A stream whose turn gives nothing for a second is
 closed too, and a new one opened if the turn goes on. A turn whose owner is gone ends where its audio does, once
@@ -25,6 +29,9 @@ Turn = tuple[int, int]
 
 REPORT_SECONDS = 0.25
 """While a turn plays, `Played` is due at least this often (LINK.md, Audio)."""
+
+ALLOWANCE_STEP = 0.04
+"""Seconds that the allowance grows by with each gap; it shrinks by a quarter of that with each turn without one."""
 
 IDLE_CLOSE_SECONDS = 1.0
 """A stream that has run dry for this long is closed, so that VAIC listens to the caller again."""
@@ -74,6 +81,10 @@ class _Turn:
     told_ms: float = 0.0
     """How much of it was reported as heard."""
     outcome: str = "finished"
+    held_until: float = 0.0
+    """Nothing is sent before this moment unless the allowance has come."""
+    dry: bool = False
+    """There was a gap in it."""
 
     @property
     def all_sent(self) -> bool:
@@ -111,6 +122,7 @@ class Playout:
         self._next_report = math.inf
         self._actions: list[Action] = []
         self.underruns = 0
+        self._allowance = 0.0
         self.late_bytes = 0
         """Audio of turns that were cut or had ended already; never sent."""
 
@@ -123,8 +135,12 @@ class Playout:
         if turn <= self._cut or not (current := self._turn(turn)) or current.ended:
             self.late_bytes += len(data)
             return
-        if current.sent_ms and not current.waiting and now > self._horizon:
-            self.underruns += 1
+        if not current.waiting and now > self._horizon:  # nothing is being played
+            if current.sent_ms:
+                self.underruns += 1
+                current.dry = True
+                self._allowance = min(self._allowance + ALLOWANCE_STEP, self._lead * 2 / 3)
+            current.held_until = now + self._allowance
         current.waiting += data
 
     def end(self, turn: Turn) -> None:
@@ -206,6 +222,11 @@ class Playout:
 
     def _send_at(self, turn: _Turn) -> float:
         """When the next piece of what waits may go."""
+        if not turn.ended and self._media.ms(len(turn.waiting)) < self._allowance * 1000:
+            return max(turn.held_until, self._next_at(turn))
+        return self._next_at(turn)
+
+    def _next_at(self, turn: _Turn) -> float:
         if len(turn.waiting) >= self._chunk or turn.ended:
             return self._horizon + self._chunk_seconds - self._lead
         # more will come before VAIC runs dry; a whole chunk is cheaper than two halves
@@ -237,6 +258,8 @@ class Playout:
         while self._turns and self._turns[0].all_sent and now >= self._turns[0].play_end:
             done = self._turns.popleft()
             self._cut = max(self._cut, done.id)
+            if not done.dry:
+                self._allowance = max(0.0, self._allowance - ALLOWANCE_STEP / 4)
             self._actions.append(Played(done.id, round(done.sent_ms), done.outcome))
             self._next_report = math.inf
         if self._turns and now >= self._next_report:

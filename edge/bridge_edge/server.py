@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -19,8 +20,11 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
 from bridge_edge.call import Call
+from bridge_edge.caller_socket import CallerSocket, Guard
 from bridge_edge.door import Door
-from bridge_shared import __version__, logs, metrics, room
+from bridge_edge.limits import QUEUED_FRAMES
+from bridge_edge.oidc import Issuer
+from bridge_shared import __version__, logs, room
 from bridge_shared.config import Settings
 from bridge_shared.errors import BridgeError, ConfigError, RedisUnavailable
 from bridge_shared.keepalive import notice_half_open
@@ -31,8 +35,8 @@ from bridge_shared.redis.connection import Server
 
 log = logs.get("edge")
 
-MOST_BYTES = 16 * 1024 * 1024
-"""A message beyond this costs the socket; one beyond BRIDGE_MAX_MESSAGE_BYTES is only skipped."""
+MOST_TIMES = 2
+"""A message beyond so many times BRIDGE_MAX_MESSAGE_BYTES costs the socket; a smaller one is only skipped."""
 
 PING_SECONDS = 1.0
 """So that something of ours is always under way, and a socket whose other side is gone is noticed within 6 s."""
@@ -79,6 +83,15 @@ class Edge:
         self._accepting = True
         self.opened = asyncio.Event()
         """Other pods can reach this one."""
+        self._guard = Guard(settings, self.loop)
+        self._issuer: Issuer | None = None
+        if settings.oidc_issuer is not None and settings.oidc_audience is not None:
+            self._issuer = Issuer(
+                settings.oidc_issuer,
+                settings.oidc_audience,
+                refresh_seconds=settings.oidc_refresh_seconds,
+                outage_seconds=settings.oidc_outage_seconds,
+            )
         self._loads: list[room.Load] = []
         self._loads_at = -math.inf
 
@@ -91,6 +104,8 @@ class Edge:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._pod.run())
                 tasks.create_task(self._read_loads())
+                if self._issuer is not None:
+                    tasks.create_task(self._issuer.run())
         finally:
             for port in self._ports.values():
                 if port.listener is not None:
@@ -114,7 +129,7 @@ class Edge:
             if port.listener is None:
                 port.listener = await self._listen(door.host, door.port, port)
         log.info("AudioCodes Bridge server listening", host=door.host, port=door.port, bridge=door.bridge)
-        if door.open:
+        if door.open and self._issuer is None:
             log.warning("anybody who reaches this port can place calls: no token is set", port=door.port)
 
     async def close(self, door: Door) -> None:
@@ -150,6 +165,9 @@ class Edge:
             return "not listening yet"
         if self.full:
             return "at capacity"
+        keyless = self._issuer is not None and not self._issuer.ready
+        if keyless and any(door.open for port in self._ports.values() for door in port.doors.values()):
+            return "the keys of the token issuer are not known"
         return None
 
     @property
@@ -269,7 +287,10 @@ class Edge:
                 number,
                 process_request=admit,
                 compression=None,
-                max_size=MOST_BYTES,
+                max_size=MOST_TIMES * self.settings.max_message_bytes,
+                max_queue=QUEUED_FRAMES,
+                open_timeout=self.settings.handshake_timeout,
+                create_connection=partial(CallerSocket, self._guard),  # type: ignore[arg-type]  # called only
                 ping_interval=PING_SECONDS,
                 ping_timeout=PONG_SECONDS,
                 close_timeout=1.0,
@@ -292,24 +313,36 @@ class Edge:
             on_call: told the conversation id as soon as the caller has said it.
         """
         self._sockets.add(socket)
+        call = Call(self, door, socket, on_call)
+        timer = self.loop.call_later(self.settings.initiate_timeout, self._named_a_call, call, socket)
         try:
-            await Call(self, door, socket, on_call).run()
+            await call.run()
         finally:
+            timer.cancel()
             self._sockets.discard(socket)
 
+    def _named_a_call(self, call: Call, socket: Any) -> None:
+        """Whoever talks without ever beginning or resuming a call must not hold a socket."""
+        if not call.cid:
+            remote = getattr(socket, "remote_address", None)
+            self._guard.refused("no_call", str(remote[0]) if remote else "")
+            call.replaced()
+
     async def _admit(self, port: _Port, connection: ServerConnection, request: Request) -> Response | None:
+        remote = str(connection.remote_address[0]) if connection.remote_address else ""
         if not self._accepting:
-            metrics.calls_refused.labels(reason="draining").inc()
+            self._guard.refused("draining", remote)
             return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "This edge is shutting down\n")
         if len(self._sockets) >= self.settings.edge_calls * (1 + RESUME_RESERVE):
-            metrics.calls_refused.labels(reason="edge_full").inc()
+            self._guard.refused("edge_full", remote)
             return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "This edge is at its capacity\n")
         try:
             door = self._door(port, request)
         except LookupError:
+            self._guard.refused("path", remote)
             known = ", ".join(f"/{name}" for name in sorted(port.doors))
             return connection.respond(HTTPStatus.NOT_FOUND, f"No such bridge. There are: {known}\n")
-        refusal = await door.check(connection, request)
+        refusal = await door.check(connection, request, self._guard.refused, self._issuer)
         if refusal is None and "upgrade" not in request.headers.get("Connection", "").lower():
             # Live Hub may validate with a plain GET first (Bot API reference §1.5)
             headers = Headers({"Content-Type": "application/json", "Content-Length": str(len(VALIDATION_BODY))})

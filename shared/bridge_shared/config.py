@@ -203,16 +203,51 @@ class Settings(BaseSettings):
         None, "bearer tokens that callers must show, separated by commas"
     )
     oidc_issuer: IssuerUrl | None = _setting(
-        None, "issuer of OAuth 2.0 tokens; refused at the start, not supported yet"
+        None, "issuer of OAuth 2.0 tokens (JWT) that open the door, beside AC_TOKEN if that is set"
     )
-    oidc_audience: Plain | None = _setting(None, "audience of those tokens; likewise")
+    oidc_audience: Plain | None = _setting(None, "audience that those tokens must name")
+    oidc_refresh_seconds: float = _setting(
+        300.0, "how often the issuer's keys are fetched anew", "seconds", low=1, high=86_400
+    )
+    oidc_outage_seconds: float = _setting(
+        86_400.0, "how long the keys last while the issuer does not answer", "seconds", low=1, high=2_592_000
+    )
+    authenticate_timeout: float = _setting(
+        5.0, "longest run of the APP's `authenticate`; then the caller is refused", "seconds", low=0.05, high=60
+    )
     open_door: bool = _setting(False, "lets everyone in when no token and no issuer is set")
     host: Plain = _setting("0.0.0.0", "address to listen on, for callers and for the admin port")
     port: int | None = _setting(
         None, "port for callers, in place of those in the APP; unset: the APP's", low=1, high=65535
     )
     max_message_bytes: int = _setting(
-        1_048_576, "largest message accepted from a caller", "bytes", low=4096, high=16_777_216
+        1_048_576,
+        "largest message accepted from a caller; twice as large ones cost the socket",
+        "bytes",
+        low=4096,
+        high=16_777_216,
+    )
+    messages_per_second: float = _setting(
+        500.0, "messages read from one caller, after a burst of 4 s' worth", "messages/s", low=1, high=100_000
+    )
+    connections: int | None = _setting(
+        None,
+        "connections to one edge, half-open ones included; unset: 3 for each call",
+        "connections",
+        low=1,
+        high=1_000_000,
+    )
+    connections_per_address: int | None = _setting(
+        None, "of which from one address; unset: all, as behind a load balancer", "connections", low=1, high=1_000_000
+    )
+    handshake_timeout: float = _setting(
+        10.0, "a connection is upgraded by then or dropped, `authenticate` included", "seconds", low=0.1, high=120
+    )
+    first_message_timeout: float = _setting(
+        10.0, "a connection that has said nothing by then is closed", "seconds", low=0.1, high=10
+    )
+    initiate_timeout: float = _setting(
+        10.0, "a connection that has named no call by then is closed", "seconds", low=0.1, high=10
     )
 
     # Administration
@@ -235,6 +270,10 @@ class Settings(BaseSettings):
     # A call
     play_lead_ms: int = _setting(300, "how far playing may run ahead of real time", "milliseconds", low=20, high=5000)
     play_chunk_ms: int = _setting(100, "audio in one message to the caller", "milliseconds", low=10, high=1000)
+    abort_prompts: bool = _setting(
+        False,
+        "on an interruption, send abortPrompts too; what VAIC does with it is unconfirmed",
+    )
     start_hold_seconds: float = _setting(
         3.0, "longest wait for the caller's `start` before the greeting", "seconds", low=0, high=30
     )
@@ -282,6 +321,13 @@ class Settings(BaseSettings):
                 missing, present = present, missing
             raise _wrong(
                 f"is not set although {present} is", f"Set both or neither of {missing} and {present}", missing
+            )
+        if self.authenticate_timeout > self.handshake_timeout:
+            longest = f"{env_name('handshake_timeout')}, {self.handshake_timeout:g}"
+            raise _wrong(
+                f"{self.authenticate_timeout:g} is more than {longest}",
+                "Set it to at most that",
+                env_name("authenticate_timeout"),
             )
         if self.play_chunk_ms > self.play_lead_ms:
             raise _wrong(

@@ -56,6 +56,14 @@ class CallOver(BridgeError):
         super().__init__(f"call {cid!r} has ended")
 
 
+class CommandRefused(BridgeError):
+    """A command to a live call was not carried out; `why` is for a person."""
+
+    def __init__(self, cid: str, why: str) -> None:
+        self.cid, self.why = cid, why
+        super().__init__(f"call {cid!r}: {why}")
+
+
 class PodUnknown(BridgeError):
     """There is no pod of this name, or it does not answer."""
 

@@ -9,7 +9,7 @@
 | `turn_seconds` (until) | `bridge_turn_seconds` | what the agent understood, to its answer's `text`, `audio`, `heard` |
 | `playout_seconds` | `bridge_playout_seconds` | from a turn's first audio at the edge to its first chunk for VAIC |
 | `takeovers` | `bridge_takeovers_total` | calls of a dead pod that this one adopted |
-| `handovers` (result) | `bridge_handovers_total` | calls given away: `moved`, `thawed` (tried again) or `forced` |
+| `handovers` (result) | `bridge_handovers_total` | calls given away: `taken` |
 | `resumes` | `bridge_resumes_total` | callers who came back with `session.resume` |
 | `frames_skipped` | `bridge_frames_skipped_total` | frames of another version or of an unknown kind |
 | `frames_fenced` | `bridge_frames_fenced_total` | frames of an older epoch, dropped |
@@ -23,7 +23,7 @@
 | `agent_errors` (code) | `bridge_agent_errors_total` | Deepgram refusals and broken agent connections |
 | `agent_reconnects` | `bridge_agent_reconnects_total` | agent connections replaced in mid-call |
 | `bad_input` (code) | `bridge_bad_input_total` | messages skipped because they broke the protocol |
-| `finishes` (result) | `bridge_finishes_total` | finish jobs: `done`, `retried` or `given_up` |
+| `finishes` (result) | `bridge_finishes_total` | finish jobs run: `done`, `failed` (tried again later) |
 | `redis_errors` (kind) | `bridge_redis_errors_total` | `unavailable` or `refused` answers of Redis |
 | `inbox_lag_seconds` | `bridge_inbox_lag_seconds` | age of the frames read from this pod's inbox |
 | `loop_lag_seconds` | `bridge_loop_lag_seconds` | by how much a timer of the media loop came late |

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
+import wave
+from array import array
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -417,6 +421,77 @@ async def test_a_barge_in_leaves_no_more_than_the_lead_audible(redis_url: str) -
     assert cut and cut[0].content in speech.prompt("agent_long_answer").text
     played = media("raw/mulaw").ms(len(interrupted.data))
     assert abs(sum(line.heard_ms or 0 for line in lines if line.role == "assistant") - played) < 600
+
+
+async def test_vaic_is_asked_to_abort_its_prompts_after_the_stream_is_closed_where_that_is_wanted(
+    redis_url: str,
+) -> None:
+    async with stage(redis_url, abort_prompts=True) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        agent = await bridge.connection()
+        agent.say("agent_long_answer")
+        await vaic.expect("playStream.start", "playStream.chunk")
+        await vaic.send(vaic.chunk(WORDS))
+        before = await vaic.until("userStream.speech.started")
+    (abort,) = [message for message in before if message["type"] == "activities"]
+    assert [activity["name"] for activity in abort["activities"]] == ["abortPrompts"]
+    assert types(before)[-3:] == ["playStream.stop", "activities", "userStream.speech.started"]
+
+
+def last_sound(path: Path, before: float) -> float:
+    """Where in a WAV file, in seconds, the sound ends that can be heard at a moment: 0.3 s of silence follow."""
+    with wave.open(str(path)) as file:
+        rate = file.getframerate()
+        samples = array("h", file.readframes(file.getnframes()))
+    loud = [at / rate for at, sample in enumerate(samples) if abs(sample) > 300]
+    return next(at for at, after in itertools.pairwise([*loud, math.inf]) if at > before and after > at + 0.3)
+
+
+@pytest.mark.slow
+async def test_a_barge_in_reaches_vaic_within_50_ms_of_the_agents_word(redis_url: str) -> None:
+    loop = asyncio.get_running_loop()
+    took = []
+    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        agent = await bridge.connection()
+        for _ in range(50):
+            agent.say("agent_long_answer")
+            await vaic.until("playStream.chunk")
+            began = loop.time()
+            await agent.barge()
+            before = await vaic.until("userStream.speech.started")
+            took.append((loop.time() - began) * 1000)
+            assert types(before).count("playStream.stop") == 1
+            await agent.send_json({"type": "ConversationText", "role": "user", "content": "Wait."})
+            await vaic.until("userStream.speech.committed")
+    took.sort()
+    print(f"UserStartedSpeaking to VAIC: p50 {took[25]:.1f} ms, p99 {took[-1]:.1f} ms")
+    assert took[25] < 50
+
+
+@pytest.mark.slow
+async def test_in_a_recorded_call_the_agent_falls_silent_within_the_bound_when_the_caller_interrupts(
+    redis_url: str, tmp_path: Path
+) -> None:
+    script = AgentScript(think_s=0.5, answers={"thank_you": ("agent_long_answer",)})
+    loop = asyncio.get_running_loop()
+    async with stage(redis_url, script) as bridge:
+        async with SimulatedCall(bridge.url, CallPlan(barge_in=True, start_delay_s=0.0)) as call:
+            began = loop.time()
+            await call.connect()
+            await call.initiate()
+            await call.say("thank_you")
+            await call.wait_interruptible()
+            spoke = loop.time() - began
+            await call.say("opening_hours")
+            await call.wait_answer()
+            await call.hang_up()
+        call.report().wav(tmp_path / "heard.wav")
+        (cut_ms,) = call.report().cut_ms
+    silent = last_sound(tmp_path / "heard.wav", spoke)
+    # the lead and a chunk, and what the agent's ear needs to notice speech
+    assert 0 < silent - spoke < 0.3 + 0.1 + 0.4
+    assert abs((silent - spoke) * 1000 - cut_ms) < 150
 
 
 async def test_late_audio_of_an_interrupted_turn_opens_no_stream(redis_url: str) -> None:

@@ -12,7 +12,8 @@ from websockets.asyncio.server import ServerConnection
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
-from bridge_edge import door, server
+from bridge_edge import server
+from bridge_shared import metrics
 from bridge_sim.caller import CallProblem, SimulatedCall
 from bridge_sim.plan import CallPlan
 from deepgram_audiocodes_bridge import DeepgramBridge
@@ -46,6 +47,11 @@ async def http(url: str, *headers: str | bytes, path: str = "/") -> tuple[str, d
     return head[0], found, body
 
 
+def refusals(reason: str) -> float:
+    """How many were refused for that reason so far."""
+    return metrics.calls_refused.labels(reason=reason)._value.get()
+
+
 def door_of(authenticate: Callable[..., object]) -> DeepgramBridge:
     return DeepgramBridge(configuration(ac_token="not asked for", authenticate=authenticate))
 
@@ -71,8 +77,10 @@ def door_of(authenticate: Callable[..., object]) -> DeepgramBridge:
 async def test_an_upgrade_without_the_token_is_answered_401(redis_url: str, given: list[str | bytes]) -> None:
     closed = DeepgramBridge(configuration(ac_token="secret"))
     async with stage(redis_url, bridge=closed) as bridge:
+        before = refusals("token")
         status, headers, body = await http(bridge.url, *UPGRADE, *given)
         assert status == "HTTP/1.1 401 Unauthorized"
+        assert refusals("token") == before + 1
         assert body == b"Unauthorized\n"
         assert headers["content-length"] == str(len(body))
 
@@ -109,7 +117,7 @@ async def test_a_door_without_a_lock_says_so_at_the_start(redis_url: str, caplog
 
 
 async def test_authenticate_decides_alone_and_sees_the_request(redis_url: str) -> None:
-    seen: list[tuple[object, object, str]] = []
+    seen: list[tuple[type, type, str]] = []
     loop = asyncio.get_running_loop()
 
     async def everybody(connection: ServerConnection, request: Request) -> Response | None:
@@ -122,7 +130,9 @@ async def test_authenticate_decides_alone_and_sees_the_request(redis_url: str) -
         wire(f"{bridge.url}/any/path?tenant=7") as vaic,  # ac_token does not count
     ):
         await vaic.begin()
-    assert seen == [(ServerConnection, Request, "/any/path?tenant=7")]
+    [(connection, request, path)] = seen
+    assert issubclass(connection, ServerConnection)
+    assert (request, path) == (Request, "/any/path?tenant=7")
 
 
 async def test_a_refusal_of_authenticate_is_sent_as_it_is(redis_url: str) -> None:
@@ -152,13 +162,17 @@ async def _hangs(connection: ServerConnection, request: Request) -> Response | N
 
 @pytest.mark.parametrize("authenticate", [_raises, _plain, _nonsense, _hangs])
 async def test_an_authenticate_that_fails_is_answered_500(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch, authenticate: Callable[..., object]
+    redis_url: str, caplog: pytest.LogCaptureFixture, authenticate: Callable[..., object]
 ) -> None:
-    monkeypatch.setattr(door, "AUTHENTICATE_SECONDS", 0.3)
-    async with stage(redis_url, bridge=door_of(authenticate)) as bridge:
+    async with stage(redis_url, bridge=door_of(authenticate), authenticate_timeout=0.3) as bridge:
+        before = refusals("authenticate_failed")
         status, _, _ = await http(bridge.url, *UPGRADE)
         assert status == "HTTP/1.1 500 Internal Server Error"
         assert bridge.keys() == []
+        assert refusals("authenticate_failed") == before + 1
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == [
+        "authenticate failed, the caller is refused"
+    ]
 
 
 async def test_a_plain_get_is_answered_as_the_validation_of_live_hub_wants_it(redis_url: str) -> None:
@@ -192,9 +206,12 @@ async def test_an_edge_at_its_capacity_refuses_calls_and_keeps_room_for_those_th
         await lost.begin()
         await live.begin()
         async with wire(bridge.url) as third:
+            before = refusals("edge_full")
             assert (await http(bridge.url, *UPGRADE))[0].startswith("HTTP/1.1 503")  # beyond the reserve of half
+            assert refusals("edge_full") == before + 1
             await third.initiate()
             assert "capacity" in (await third.expect("session.error"))["reason"]
+            assert refusals("edge_full") == before + 2
         async with wire(bridge.url, lost.cid) as back:
             await back.resume()
             await back.expect("session.accepted")

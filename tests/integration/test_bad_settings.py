@@ -184,5 +184,5 @@ def test_an_admin_port_that_is_taken_is_named(folder: Path, redis_url: str) -> N
 
 def test_an_edge_does_not_stand_open_unless_it_is_asked_to(folder: Path, redis_url: str) -> None:
     assert complaint(folder, *BRIDGECTL, "edge", REDIS_URL=redis_url) == (
-        "AC_TOKEN: is not set, so anybody could place calls. Set it, or BRIDGE_OPEN_DOOR=true"
+        "AC_TOKEN: is not set, so anybody could place calls. Set it, or BRIDGE_OIDC_ISSUER, or BRIDGE_OPEN_DOOR=true"
     )

@@ -155,7 +155,6 @@ async def test_an_edge_that_wakes_after_its_caller_went_elsewhere_lets_go_of_him
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="what its playout held goes out before it learns that it is fenced", strict=False)
 async def test_an_edge_that_wakes_after_its_caller_went_elsewhere_sends_not_one_stale_frame(
     redis_url: str, agent: SimulatedAgent, tmp_path: Path
 ) -> None:

@@ -360,6 +360,56 @@ def test_an_underrun_is_counted_once():
     assert edge.of(T1)[-1] == (600, "finished")
 
 
+def uneven(edge: Edge, turn: Turn, gaps: int) -> None:
+    """A turn in pieces of 100 ms, each of which comes 20 ms after the one before has been played."""
+    for _ in range(gaps + 1):
+        edge.audio(turn, sound(100))
+        edge.run(0.12)
+    edge.end(turn)
+    edge.run(1)
+
+
+def first_chunk_after(edge: Edge, turn: Turn) -> float:
+    """Seconds from now to the first chunk of a turn of which 20 ms come every 20 ms."""
+    began = edge.now
+    for _ in range(40):
+        edge.audio(turn, sound(20))
+        edge.run(0.02)
+    edge.end(turn)
+    edge.run(2)
+    return next(at for at, of, _ in edge.chunks if of == turn) - began
+
+
+def test_after_gaps_a_turn_begins_a_little_later_so_that_it_has_none():
+    calm, shaken = Edge(), Edge()
+    uneven(shaken, T1, gaps=3)
+    assert shaken.playout.underruns == 3
+    assert first_chunk_after(shaken, T2) > first_chunk_after(calm, T2) + 0.05
+
+
+def test_the_allowance_for_gaps_is_bounded_by_the_lead():
+    edge = Edge()
+    uneven(edge, T1, gaps=50)
+    assert first_chunk_after(edge, T2) <= 0.2 + 0.02
+
+
+def test_an_allowance_is_given_up_again_when_turns_have_no_gaps():
+    edge = Edge()
+    uneven(edge, T1, gaps=3)
+    before = first_chunk_after(edge, T2)
+    for number in range(3, 20):
+        edge.say((7, number), 200)
+        edge.run(1)
+    assert first_chunk_after(edge, (7, 20)) < before
+
+
+def test_a_turn_that_comes_whole_is_not_held_back_by_an_allowance():
+    edge = Edge()
+    uneven(edge, T1, gaps=3)
+    edge.say(T2, 500)
+    assert edge.chunks[-1][:2] == (edge.now, T2)
+
+
 def test_a_pause_between_turns_is_no_underrun():
     edge = Edge()
     edge.say(T1, 200)

@@ -35,6 +35,7 @@ from bridge_worker.caller_side import CallerSide
 from bridge_worker.commands import Commands, Injections
 from bridge_worker.ending import Ending, carry_out
 from bridge_worker.function_calls import FunctionCalls
+from bridge_worker.remote import Elsewhere
 from bridge_worker.session import SessionState
 from bridge_worker.speech import Speech
 from bridge_worker.timings import Timings
@@ -128,7 +129,8 @@ class Conversation:
         """VAIC was asked to hang up or to transfer, and `session.end` is the answer to that."""
 
         self.session = hosted.session(self.cid)
-        self.session._begin(record.session_id, self.cid, self.media.token, Commands(self))
+        self.control = Commands(self)
+        self.session._begin(record.session_id, self.cid, self.media.token, self.control)
         self.telephony = hosted.handlers.lane(self.session)
         self.agent_lane = hosted.handlers.lane(self.session)
 
@@ -205,7 +207,8 @@ class Conversation:
         self.agent.ready.set()
         self.telephony.close()
         self.agent_lane.close()
-        self.session._state = SessionState.ENDED
+        if not isinstance(self.session._control, Elsewhere):
+            self.session._state = SessionState.ENDED
         if not self.closed.is_set():
             metrics.audio_dropped_ms.labels(where="agent_ahead").inc(self.speech.dropped_ms)
         self.closed.set()
@@ -249,6 +252,7 @@ class Conversation:
         if not self._over.done():
             log.info("call belongs to another worker now", cid=self.cid)
             self._over.set_result(None)
+            self.session._control = Elsewhere(self.worker, self.cid)
 
     async def played_out(self, seconds: float) -> None:
         """Wait, at most this long and a little more, until the caller has heard all that is to be said."""

@@ -19,9 +19,11 @@ from bridge_shared.frames import VERSION, Frame, Kind
 from bridge_shared.pod import Pod
 from bridge_shared.protocol.media import Media
 from bridge_shared.redis.calls import CallKeys, Claimed
+from bridge_shared.redis.commands import Commands
 from bridge_shared.redis.connection import Server
 from bridge_shared.redis.fleet import Offer, Offers, PodInfo
 from bridge_shared.types.audiocodes import BridgeConfig
+from bridge_worker import remote
 from bridge_worker.agent import Agent
 from bridge_worker.conversation import NOTHING, Conversation, Past, Why
 from bridge_worker.finisher import Finisher
@@ -86,6 +88,7 @@ class Worker:
         self.pod = self._pod.id
         self.calls = self._pod.calls
         self.outbox = self._pod.outbox
+        self.commands = Commands(state, media)
         self.hosted: dict[str, Hosted] = {}
         self.finisher = Finisher(self)
         self.gate = Gate()
@@ -314,8 +317,15 @@ class Worker:
         """Send a word of a hand-over to another pod; it may be lost."""
         self.outbox.post(pod, Frame(VERSION, cid, 0, 0, 0, 0, 0, Kind.COMMAND, [token, verb, [], ""]))
 
+    async def answer(self, reply: str, answer: bytes) -> None:
+        """Answer whoever sent a command; one that cannot be answered is asked again."""
+        with contextlib.suppress(BridgeError):
+            await self.commands.answer(reply, answer)
+
     def _commanded(self, sender: str, frame: Frame) -> None:
         match frame.body:
+            case [str(), str(verb), list(), str()] if verb in remote.VERBS:
+                self._tasks.create_task(remote.obey(self, self._conversations.get(frame.cid), frame))
             case [str(token), str(verb), *_] if verb in FOR_OWNER:
                 if (giving := self._giving.get(frame.cid)) is not None:
                     giving.mail.put(Word(sender, token, verb))

@@ -60,8 +60,9 @@ def edge(app: Path | None, settings: Settings) -> int:
         # applications refuse to start without one, and a pod that faces callers should not have the real one
         os.environ[KEY] = os.environ.get(KEY) or UNUSED_KEY
         return _run(app, process)
-    if not settings.ac_tokens and not settings.open_door:
-        raise ConfigError("AC_TOKEN", "is not set, so anybody could place calls", "Set it, or BRIDGE_OPEN_DOOR=true")
+    if not settings.ac_tokens and settings.oidc_issuer is None and not settings.open_door:
+        mend = "Set it, or BRIDGE_OIDC_ISSUER, or BRIDGE_OPEN_DOOR=true"
+        raise ConfigError("AC_TOKEN", "is not set, so anybody could place calls", mend)
     door = Door("", settings.host, settings.port or EDGE_PORT, FORMATS, settings.ac_tokens)
     try:
         with _signals(process):

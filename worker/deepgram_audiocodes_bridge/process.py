@@ -325,8 +325,6 @@ class Process:
 
     async def _open(self) -> None:
         settings = self.settings
-        if settings.oidc_issuer is not None:
-            raise ConfigError("BRIDGE_OIDC_ISSUER", "is not supported yet", "Unset it, and use AC_TOKEN")
         role = settings.role
         media = self.state = await self._reach(self.redis_url, f"bridge-{role or 'up'}", "REDIS_URL")
         if settings.media_redis_url is not None:
@@ -478,6 +476,7 @@ class Process:
             formats=tuple(config.preferred_media_formats),
             tokens=() if config.authenticate is not None else tokens,
             authenticate=self._authenticate(config),
+            authenticate_seconds=self.settings.authenticate_timeout,
         )
 
     def _authenticate(self, config: BridgeConfig) -> Any:

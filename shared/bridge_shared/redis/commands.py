@@ -9,7 +9,8 @@
 from __future__ import annotations
 
 import secrets
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 from bridge_shared.errors import RedisUnavailable
 from bridge_shared.frames import VERSION, Frame, Kind, pack
@@ -33,18 +34,21 @@ class Commands:
         self._server = server
         self._media = media or server
 
-    async def ask(self, pod: str, verb: str, seconds: float, *, cid: str = "") -> bytes | None:
+    async def ask(
+        self, pod: str, verb: str, seconds: float, *, cid: str = "", arguments: Sequence[Any] = (), command: str = ""
+    ) -> bytes | None:
         """Have a pod do something.
 
         Args:
             cid: the call that it is about; "" for the pod itself.
+            command: its id, the same when it is asked again; a new one unless given.
 
         Returns:
             its answer; None if it did not come within `seconds`, or the pod has no inbox. Cancelling: as unanswered.
         """
-        command = secrets.token_hex(8)
+        command = command or secrets.token_hex(8)
         reply = f"reply:{command}"
-        frame = Frame(VERSION, cid, 0, 0, 0, 0, 0, Kind.COMMAND, [command, verb, [], reply])
+        frame = Frame(VERSION, cid, 0, 0, 0, 0, 0, Kind.COMMAND, [command, verb, list(arguments), reply])
         entry = await self._media.execute(
             "XADD", f"inbox:{pod}", "NOMKSTREAM", "MAXLEN", "~", MAXLEN, "*", "f", "", "b", pack([frame])
         )
