@@ -18,11 +18,12 @@ order, no line lost but what the agent emitted while the fault lasted or within 
 twice, `session_end` once per call, and that every later agent was told what had been said.
 
 *silence* runs from the end of what a caller said to the first sound of the answer, a caller who gets none in 8 s says
-it again (`again`), and the wait goes on. *lost* are lines that the agent emitted in the fault. *commands* were carried
-out 0, 1 and 2 times; one that was given to a dying pod may be lost, and is then reported to the application.
+it again (`again`), and the wait goes on. *lost* are lines that the agent emitted in the fault. *0/1/2*: commands
+carried out not at all, once and twice; one that was given to a dying pod may be lost, and is then reported to the
+application. *ended*: calls whose `session_end` ran once.
 
-| experiment | promise | runs | calls | silence p50 | max | again | lines | lost | commands 0/1/2 | finished once |
-|---|---|---|---|---|---|---|---|---|---|---|
+| experiment | promise | runs | calls | dropped | silence p50 | max | again | lines | lost | doubled | 0/1/2 | ended |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|
 """
 
 OTHER = """
@@ -54,8 +55,9 @@ def _talk(experiment: str, promise: str, lines: list[dict[str, Any]]) -> str:
     p50 = statistics.median(line["silence_p50"] for line in lines)
     longest = max(line["silence_max"] for line in lines)
     commands = "/".join(total(name) for name in ("not_commanded", "commanded", "commanded_twice"))
-    cells = [experiment, promise, str(len(lines)), total("calls"), f"{p50:.0f}", f"{longest:.0f}", total("repeated")]
-    return "| " + " | ".join([*cells, total("lines"), total("lost"), commands, total("finished_once")]) + " |"
+    cells = [experiment, promise, str(len(lines)), total("calls"), total("dropped"), f"{p50:.0f}", f"{longest:.0f}"]
+    counts = [total(name) for name in ("repeated", "lines", "lost", "doubled")]
+    return "| " + " | ".join([*cells, *counts, commands, total("finished_once")]) + " |"
 
 
 if __name__ == "__main__":
