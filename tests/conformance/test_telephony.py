@@ -873,6 +873,7 @@ async def test_a_transfer_lets_the_last_words_be_heard_and_waits_for_session_end
         report = call.report()
     assert report.end == "transferred" and report.violations == []
     assert [stream.status for stream in report.heard] == ["finished"]
+    headers.append({"name": "X-Conversation-Id", "value": call.conversation_id})
     parameters = {"transferTarget": "sip:queue7@pbx", "handoverReason": "asked", "transferSipHeaders": headers}
     assert report.activities == [{"type": "event", "name": "transfer", "activityParams": parameters}]
     assert [event.reason for event in bridge.events("session_end")] == ["transfer"]

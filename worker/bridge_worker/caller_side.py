@@ -46,6 +46,8 @@ class CallerSide:
         peer_ended: VAIC has sent `session.end`.
         transfer_failed: VAIC has reported that.
         replay: what the edge says about the caller at a takeover: milliseconds of an utterance that go again, or "ask".
+        handling: how many activities are with the handlers or wait for them.
+        handled: the last activity, as (edge epoch, number), whose effect on `Session.data` is in it.
         turn_over_at, play_finished_at: when, on the loop's clock, a turn ended by our play clock, and by VAIC's word.
     """
 
@@ -69,6 +71,8 @@ class CallerSide:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._mids = 0
+        self.handling = 0
+        self.handled = _mid(conversation.record.raw.get("activity", ""))
         self._rereading = False
         self._lost: asyncio.TimerHandle | None = None
         self._lost_by_silence = False
@@ -196,7 +200,7 @@ class CallerSide:
                 if len(body) > 1:
                     self._c.events.understood(*body[1])
             case Kind.ACTIVITY:
-                return self._activity(body[1], delivery)
+                return self._activity((body[0][0], body[0][1]), body[1], delivery)
             case Kind.PLAYED:
                 turn = (body[0][0], body[0][1])
                 if turn[0] < self._c.we and body[2] != "playing":
@@ -216,13 +220,16 @@ class CallerSide:
                 self._found()
         self._link.done(delivery, now)
 
-    def _activity(self, activity: dict[str, Any], delivery: Delivery) -> None:
+    def _activity(self, mid: tuple[int, int], activity: dict[str, Any], delivery: Delivery) -> None:
         """The effect of an activity is that its handlers have returned; then it is done for the edge too."""
+        if mid <= self.handled:  # by a former owner, which died before it could tell the edge
+            return self._link.done(delivery, self._loop.time())
 
         def done() -> None:
             with contextlib.suppress(RuntimeError):  # the media loop is gone, and with it the link
-                self._loop.call_soon_threadsafe(self._activity_done, delivery)
+                self._loop.call_soon_threadsafe(self._activity_done, mid, delivery)
 
+        self.handling += 1
         name = str(activity.get("name", "")).lower()
         if name == "start" and isinstance(activity.get("parameters"), dict):
             self._c.tasks.create_task(self._keep_start(activity["parameters"]))
@@ -236,7 +243,19 @@ class CallerSide:
             done,
         )
 
-    def _activity_done(self, delivery: Delivery) -> None:
+    def _activity_done(self, mid: tuple[int, int], delivery: Delivery) -> None:
+        self.handling -= 1
+        self.handled = max(self.handled, mid)
+        if self._c.data_waits:
+            self._c.tasks.create_task(self._done_when_kept(delivery))
+        else:
+            self._done(delivery)
+
+    async def _done_when_kept(self, delivery: Delivery) -> None:
+        await self._c.keep_data()
+        self._done(delivery)
+
+    def _done(self, delivery: Delivery) -> None:
         self._link.done(delivery, self._loop.time())
         self.pump()
 
@@ -333,13 +352,22 @@ class CallerSide:
         """Redis has lost the call: write what is known here, the transcript too; the edge does the same."""
         log.warning("the call's state is lost in Redis, writing it again", cid=self.cid)
         known = ("bridge", "caller", "bot", "media_format", "created_ms", "active_ms", "start")
-        fields = {name: self._c.record.raw[name] for name in known if name in self._c.record.raw}
+        fields: dict[str, Any] = {name: self._c.record.raw[name] for name in known if name in self._c.record.raw}
         fields |= {"state": "active", "session_id": self._c.session.session_id}
         if self._c.data:
-            fields["data"] = self._c.data
+            fields |= {"data": self._c.data, "activity": list(self.handled)}
         await self._worker.calls.restore(self.cid, fields, owner=self._worker.pod, we=self._c.we)
         self._c.lines.verify()
         self._c.functions.verify()
+
+
+def _mid(stored: str) -> tuple[int, int]:
+    """Which activity was handled last, as a former owner wrote it; (0, 0) is none."""
+    try:
+        epoch, number = orjson.loads(stored)
+        return int(epoch), int(number)
+    except (ValueError, TypeError):
+        return 0, 0
 
 
 def _status(activity: dict[str, Any]) -> object:

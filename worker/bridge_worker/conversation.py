@@ -34,7 +34,7 @@ from bridge_worker.agent_events import AgentEvents
 from bridge_worker.agent_side import AgentSide
 from bridge_worker.caller_side import CallerSide
 from bridge_worker.commands import Commands, Injections
-from bridge_worker.ending import Ending, carry_out
+from bridge_worker.ending import Ending, carry_out, lanes_idle
 from bridge_worker.function_calls import FunctionCalls
 from bridge_worker.remote import Elsewhere
 from bridge_worker.session import SessionState
@@ -135,7 +135,8 @@ class Conversation:
         self.control = Commands(self)
         self.session._begin(record.session_id, self.cid, self.media.token, self.control)
         self._data = record.raw.get("data", "")
-        self._data_changed = asyncio.Event()
+        self._data_waits = False
+        self._keeping = asyncio.Lock()
         self.session._data = SessionData(self._data, self._keep_soon)
         self.telephony = hosted.handlers.lane(self.session)
         self.agent_lane = hosted.handlers.lane(self.session)
@@ -158,7 +159,6 @@ class Conversation:
                 self.tasks = tasks
                 tasks.create_task(self.lines.run())
                 tasks.create_task(self.functions.run())
-                tasks.create_task(self._keep())
                 talk = tasks.create_task(self.agent.run())
                 ending = await self._over
                 talk.cancel()
@@ -167,6 +167,8 @@ class Conversation:
                     await carry_out(self, ending)
                     self._closed()
                     await self.within(LAST_FRAMES_SECONDS, lambda: self.caller.settled)
+                else:
+                    await lanes_idle(self)  # they reach the call at its new owner
                 raise _Over
         except* _Over:
             pass
@@ -214,29 +216,33 @@ class Conversation:
     def _keep_soon(self, encoded: bytes) -> None:
         """`Session.data` has changed; in the customer's loop."""
         with contextlib.suppress(RuntimeError):  # the media loop is gone, and the call with it
-            self.loop.call_soon_threadsafe(self._changed, encoded.decode())
+            self.loop.call_soon_threadsafe(self._data_changed, encoded.decode())
 
-    def _changed(self, data: str) -> None:
-        self._data = data
-        self._data_changed.set()
+    def _data_changed(self, data: str) -> None:
+        self._data, self._data_waits = data, True
+        # what a handler of `activity` sets is written when it returns, with the note that it has: an owner that dies
+        # before leaves neither, and the next one gets the activity again
+        if not self.caller.handling and not self._keeping.locked():
+            self.tasks.create_task(self.keep_data())
 
-    async def _keep(self) -> None:
-        """Write `Session.data` after each change, for ever; changes that come together are written together."""
-        while True:
-            await self._data_changed.wait()
-            await self.keep_data()
-            if self._data_changed.is_set():
-                await asyncio.sleep(AGAIN_SECONDS)
+    @property
+    def data_waits(self) -> bool:
+        """`Session.data` has changed and is not in Redis yet."""
+        return self._data_waits
 
     async def keep_data(self) -> None:
-        """Write `Session.data` if it has changed; what cannot be written now is written with the next try."""
-        if self._data_changed.is_set():
-            self._data_changed.clear()
-            try:
-                await self.worker.calls.amend(self.cid, we=self.we, fields={"data": self._data})
-            except BridgeError as error:
-                self._data_changed.set()
-                log.debug("session.data waits for Redis", cid=self.cid, error=str(error))
+        """Write `Session.data`, again and again until it is in Redis; with it goes which activity was handled last.
+        Cancelling it may leave the last change unwritten."""
+        async with self._keeping:
+            while self._data_waits:
+                self._data_waits = False
+                fields = {"data": self._data, "activity": list(self.caller.handled)}
+                try:
+                    await self.worker.calls.amend(self.cid, we=self.we, fields=fields)
+                except BridgeError as error:
+                    self._data_waits = True
+                    log.debug("session.data waits for Redis", cid=self.cid, error=str(error))
+                    await asyncio.sleep(AGAIN_SECONDS)
 
     def shut_down(self) -> None:
         """The pod ends and nobody takes the call: hang up, and end it."""

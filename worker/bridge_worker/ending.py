@@ -39,11 +39,13 @@ async def carry_out(c: Conversation, ending: Ending) -> None:
     Cancelling it leaves the rest to the finisher of any worker."""
     began = c.loop.time()
     duration_ms = round((began - c.active_at) * 1000) if c.accepted else 0
-    await _lanes_idle(c)
+    await lanes_idle(c)
     c.session._state = SessionState.ENDING
     c.telephony.close()
     c.agent_lane.close()
-    await c.keep_data()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LANES_SECONDS):
+            await c.keep_data()
     if not await c.lines.flush(LINES_SECONDS):
         log.error("transcript lines could not be stored", cid=c.cid)
     try:
@@ -115,7 +117,7 @@ async def _end_in_redis(c: Conversation, ending: Ending) -> Ended:
     return ended if claimed is not None else Ended(False, ended.reason, ended.detail, "done")
 
 
-async def _lanes_idle(c: Conversation) -> None:
+async def lanes_idle(c: Conversation) -> None:
     """Let the handlers finish what was queued before the end, bounded."""
     waiting = 2
     idle = asyncio.Event()

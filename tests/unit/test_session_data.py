@@ -1,0 +1,48 @@
+"""What an application keeps of a call."""
+
+from __future__ import annotations
+
+import pytest
+
+from bridge_worker.session_data import MOST_BYTES, SessionData
+
+
+def test_what_is_set_is_there_and_written_each_time() -> None:
+    written: list[bytes] = []
+    data = SessionData("", written.append)
+    data["digits"] = "47"
+    data["digits"] += "11"
+    del data["digits"]
+    assert dict(data) == {}
+    assert written == [b'{"digits":"47"}', b'{"digits":"4711"}', b"{}"]
+
+
+def test_the_next_owner_has_what_the_former_one_wrote() -> None:
+    written: list[bytes] = []
+    SessionData("", written.append)["seen"] = {"pages": [1, 2]}
+    assert dict(SessionData(written[-1].decode())) == {"seen": {"pages": [1, 2]}}
+
+
+@pytest.mark.parametrize("stored", ["", "{", "[1]", "null"])
+def test_what_is_no_mapping_counts_as_nothing(stored: str) -> None:
+    assert dict(SessionData(stored)) == {}
+
+
+def test_what_json_cannot_hold_is_refused_and_changes_nothing() -> None:
+    data = SessionData('{"a":1}')
+    for key, value in (("b", object()), (1, "x"), ("b", "x" * MOST_BYTES)):
+        with pytest.raises((TypeError, ValueError)):
+            data[key] = value  # type: ignore[index]
+    assert dict(data) == {"a": 1}
+
+
+def test_a_value_that_is_changed_after_it_was_set_is_not_the_one_that_is_kept() -> None:
+    data = SessionData()
+    pages = [1]
+    data["pages"] = pages
+    pages.append(2)
+    assert data["pages"] == [1]
+
+
+def test_what_is_kept_does_not_show_in_logs() -> None:
+    assert "4711" not in repr(SessionData('{"pin":"4711"}'))
