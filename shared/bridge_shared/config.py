@@ -252,7 +252,7 @@ class Settings(BaseSettings):
 
     # Administration
     admin_port: int = _setting(0, "port of /healthz, /readyz and /metrics; 0: a free one", low=0, high=65535)
-    admin_token: Secret | None = _setting(None, "bearer token of /v1; not used by this version yet")
+    admin_token: Secret | None = _setting(None, "bearer token of the admin API /v1; unset: the API is closed")
     log_level: Level = _setting("INFO", "the least level of our own records")
     log_format: Literal["auto", "text", "json"] = _setting("auto", "auto: text on a terminal, JSON lines otherwise")
 

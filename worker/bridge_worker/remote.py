@@ -6,6 +6,7 @@ The other half, with the table of commands, is `bridge_shared.remote`.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from bridge_shared import logs
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 log = logs.get("worker.remote")
 
 VERBS = {"hangup", "transfer", "agent", "activities", "respond"}
-AGENT_VERBS = {"inject_agent", "inject_user", "update_prompt", "update_speak", "update_think"}
 
 
 async def obey(worker: Worker, conversation: Conversation | None, frame: Frame) -> None:
@@ -33,8 +33,6 @@ async def obey(worker: Worker, conversation: Conversation | None, frame: Frame) 
     except BridgeError as error:
         log.warning("a command could not be carried out", cid=frame.cid, command=verb, error=str(error))
         return
-    except (TypeError, ValueError) as error:
-        answer = REFUSED + f"{verb} does not take these arguments: {error}".encode()
     await worker.answer(reply, answer)
 
 
@@ -45,24 +43,32 @@ async def _obey(
         return MOVED
     if c.over:
         return REFUSED + b"the call is ending"
-    if not await worker.commands.first(cid, command):
-        return OK  # it was asked again because our answer was lost
-    log.info("a command from elsewhere", cid=cid, command=verb)
+    deed = _deed(c, verb, arguments)
+    if deed is None:
+        return REFUSED + f"{verb} does not take these arguments".encode()
+    if await worker.commands.first(cid, command):  # otherwise it was asked again because our answer was lost
+        log.info("a command from elsewhere", cid=cid, command=verb)
+        c.tasks.create_task(deed())
+    return OK
+
+
+def _deed(c: Conversation, verb: str, arguments: list[Any]) -> Callable[[], Coroutine[Any, Any, None]] | None:
+    """What is to be done, or None for what nobody does."""
     control = c.control
     match verb, arguments:
         case "hangup", [None | str() as reason]:
-            c.tasks.create_task(control.hang_up(reason))
+            return lambda: control.hang_up(reason)
         case "transfer", [dict() as parameters]:
-            c.tasks.create_task(_transfer(c, parameters))
-        case "agent", [str(what), *rest] if what in AGENT_VERBS:
-            await control.agent_command(what, *rest)
+            return lambda: _transfer(c, parameters)
+        case "agent", [("inject_agent" | "inject_user" | "update_prompt") as what, str(text)]:
+            return lambda: control.agent_command(what, text)
+        case "agent", [("update_speak" | "update_think") as what, dict() as block]:
+            return lambda: control.agent_command(what, block)
         case "activities", [list() as activities] if all(isinstance(a, dict) and "name" in a for a in activities):
-            await control.activities(activities)
+            return lambda: control.activities(activities)
         case "respond", [str(call_id), str(name), str(content)]:
-            await control.respond(call_id, name, content)
-        case _:
-            return REFUSED + f"{verb} does not take these arguments".encode()
-    return OK
+            return lambda: control.respond(call_id, name, content)
+    return None
 
 
 async def _transfer(c: Conversation, parameters: dict[str, Any]) -> None:

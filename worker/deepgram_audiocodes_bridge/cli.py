@@ -26,7 +26,7 @@ from bridge_shared.protocol.media import FORMATS
 from bridge_shared.redis.fleet import PodInfo
 from bridge_sim import speech
 from bridge_sim.agent import AgentScript, SimulatedAgent
-from deepgram_audiocodes_bridge import cli_call, local, operations
+from deepgram_audiocodes_bridge import cli_call, cli_calls, local, operations
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ app = typer.Typer(
     help="Phone calls from AudioCodes VoiceAI Connect to Deepgram Voice Agents.",
     epilog=EXAMPLES,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -277,6 +277,75 @@ def drain(pod: Annotated[str, typer.Argument(metavar="POD", help="As `bridgectl 
     """Have a pod give its calls to others and end, as SIGTERM would. Returns when it has begun."""
     _run(_drain(_settings(), pod))
     say(f"{pod} drains")
+
+
+@app.command()
+def calls(as_json: cli_calls.AsJson = False) -> None:
+    """The live calls."""
+    _run(cli_calls.calls(_settings(), as_json=as_json))
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  bridgectl transcript 3f2b… --follow
+  bridgectl transcript 3f2b… --json"""
+)
+def transcript(
+    cid: cli_calls.Cid,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the call ends.")] = False,
+    as_json: cli_calls.AsJson = False,
+) -> None:
+    """What was said in a call."""
+    _run(cli_calls.transcript(_settings(), cid, follow=follow, as_json=as_json))
+
+
+@app.command()
+def hangup(
+    cid: cli_calls.Cid, reason: Annotated[str | None, typer.Option(help="Becomes VAIC's hangupReason.")] = None
+) -> None:
+    """Hang up after the agent's last words. Returns when the call's worker has begun."""
+    _run(cli_calls.send(_settings(), cid, "hangup", reason))
+    say(f"{cid} is being hung up")
+
+
+@app.command()
+def transfer(
+    cid: cli_calls.Cid,
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A tel: or sip: URI, or a number.")],
+    reason: Annotated[str | None, typer.Option(help="Becomes VAIC's handoverReason.")] = None,
+) -> None:
+    """Transfer after the agent's last words. Returns when the call's worker has begun."""
+    parameters = {"transferTarget": target, **({"handoverReason": reason} if reason else {})}
+    _run(cli_calls.send(_settings(), cid, "transfer", parameters))
+    say(f"{cid} is being transferred to {target}")
+
+
+@app.command(name="say")
+def say_in_call(cid: cli_calls.Cid, text: Annotated[str, typer.Argument(metavar="TEXT")]) -> None:
+    """Have the agent of a live call say something."""
+    _run(cli_calls.send(_settings(), cid, "agent", "inject_agent", text))
+    say(f"{cid} will hear it")
+
+
+@app.command()
+def finish(cid: cli_calls.Cid) -> None:
+    """Run the session_end handlers of a call that have not succeeded once more, now."""
+    _run(cli_calls.finish(_settings(), cid))
+    say(f"{cid} is finished by the next worker that looks")
+
+
+@app.command()
+def unfinished(as_json: cli_calls.AsJson = False) -> None:
+    """Calls whose session_end handlers have not all succeeded yet, and those for which that was given up."""
+    _run(cli_calls.unfinished(_settings(), as_json=as_json))
+
+
+@app.command()
+def forget(cid: cli_calls.Cid) -> None:
+    """Delete every trace of a call that has ended."""
+    _run(cli_calls.forget(_settings(), cid))
+    say(f"{cid} is forgotten")
 
 
 async def _pods(settings: config.Settings) -> list[PodInfo]:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from bridge_shared.config import Settings
-from bridge_shared.errors import ConfigError, PodUnknown
+from bridge_shared.errors import CallUnknown, CommandRefused, ConfigError, PodUnknown
+from bridge_shared.redis.calls import CallRecord, Calls
 from bridge_shared.redis.commands import Commands
 from bridge_shared.redis.connection import Server, connect
 from bridge_shared.redis.fleet import Fleet, PodInfo
+from bridge_shared.remote import Remote
 
 ANSWER_SECONDS: Final = 3.0
 LOOK: Final = "bridgectl"
@@ -24,10 +26,53 @@ class Cluster:
     state: Server
     commands: Commands
     fleet: Fleet
+    calls: Calls
+
+    @property
+    def remote(self) -> Remote:
+        """The way to live calls."""
+        return Remote(self.calls, self.commands)
 
     async def pods(self) -> list[PodInfo]:
         """Every pod on the lists, workers first."""
         return sorted((await self.fleet.pods()).values(), key=lambda pod: (pod.role != "worker", pod.pod))
+
+    async def live(self) -> list[CallRecord]:
+        """The live calls, oldest first."""
+        return [record for cid in await self.calls.live() if (record := await self.calls.read(cid)) is not None]
+
+    async def call(self, cid: str) -> CallRecord:
+        """One call, live or kept.
+
+        Raises:
+            CallUnknown: there is none.
+        """
+        record = await self.calls.read(cid)
+        if record is None:
+            raise CallUnknown(cid)
+        return record
+
+    async def finish(self, cid: str) -> None:
+        """Have the `session_end` handlers that have not succeeded run once more, now.
+
+        Raises:
+            CallUnknown: there is no such call.
+            CommandRefused: nothing is owed.
+        """
+        await self.call(cid)
+        if not await self.calls.reopen(cid):
+            raise CommandRefused(cid, "nothing is owed: it is live, or its finish is done")
+
+    async def forget(self, cid: str) -> None:
+        """Delete every trace of a call that has ended.
+
+        Raises:
+            CallUnknown: there is none.
+            CommandRefused: it is live.
+        """
+        if (await self.call(cid)).state != "ended":
+            raise CommandRefused(cid, "it is live; hang it up first")
+        await self.calls.forget(cid)
 
     async def drain(self, pod: str) -> None:
         """Have a pod give its calls away and end, as SIGTERM would. Returns when it has begun.
@@ -52,7 +97,8 @@ async def cluster(settings: Settings) -> AsyncIterator[Cluster]:
     async with contextlib.AsyncExitStack() as stack:
         state = await _connect(stack, settings.redis_url)
         media = await _connect(stack, settings.media_redis_url) if settings.media_redis_url else state
-        yield Cluster(state, Commands(state, media), Fleet(state, settings.fleet, LOOK, "edge"))
+        calls = Calls(state, settings.fleet, transcript_ttl=settings.transcript_ttl)
+        yield Cluster(state, Commands(state, media), Fleet(state, settings.fleet, LOOK, "edge"), calls)
 
 
 async def _connect(stack: contextlib.AsyncExitStack, url: str) -> Server:

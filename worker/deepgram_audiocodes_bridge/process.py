@@ -27,13 +27,16 @@ from websockets.http11 import Request, Response
 
 from bridge_edge.door import Door
 from bridge_edge.server import Edge
-from bridge_shared import config, logs
+from bridge_shared import api, config, logs
 from bridge_shared.admin import Admin
 from bridge_shared.config import Settings
 from bridge_shared.errors import ConfigError, RedisUnavailable
 from bridge_shared.lifecycle import MediaThread, Signals
+from bridge_shared.redis.calls import Calls
+from bridge_shared.redis.commands import Commands
 from bridge_shared.redis.connection import Server, connect
 from bridge_shared.redis.embedded import EmbeddedRedis
+from bridge_shared.remote import Remote
 from bridge_sim.agent import SimulatedAgent
 from bridge_worker.handlers import Handlers
 from bridge_worker.session import Session
@@ -336,6 +339,14 @@ class Process:
             self.worker = Worker(self.state, media, settings)
             self.worker.on_drain(self.drain)
         admin = Admin(settings.admin_port, settings.host, ready=self._not_ready, healthy=lambda: None)
+        calls = Calls(self.state, settings.fleet, transcript_ttl=settings.transcript_ttl)
+        token = settings.admin_token
+        api.add(
+            admin.app,
+            calls,
+            Remote(calls, Commands(self.state, media)),
+            token.get_secret_value() if token is not None else None,
+        )
         admin.bind()
         self._main = asyncio.create_task(self._run(admin), name="pods")
         self._main.add_done_callback(self._ended)

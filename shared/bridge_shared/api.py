@@ -1,0 +1,330 @@
+"""The admin API `/v1`: every live call from any pod. With `BRIDGE_ADMIN_TOKEN` as bearer token; 403 if there is none.
+
+    GET  /v1/calls                        the live calls, oldest first, page by page
+    GET  /v1/calls/{cid}                  one call, live or kept
+    GET  /v1/calls/{cid}/transcript       what was said; `?follow=true` streams it until the call ends
+    POST /v1/calls/{cid}/hangup           also transfer, say, finish, inject, prompt, dtmf, play
+    GET  /v1/openapi.json                 all of this for machines
+
+The routes run in the loop that moves audio, like the rest of the admin port: an answer holds a hundred calls at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Query, Request
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, Field
+
+from bridge_shared import __version__
+from bridge_shared.errors import BridgeError, CallOver, CallUnknown, CommandRefused, RedisUnavailable
+from bridge_shared.redis.calls import CallRecord, Calls, Line
+from bridge_shared.remote import Remote
+
+PAGE: Final = 100
+FOLLOW_SECONDS: Final = 0.25
+ALIVE_SECONDS: Final = 15.0
+"""A stream in which nothing is said shows by a comment that it lives."""
+
+Cid = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,128}$", description="VoiceAI Connect's conversation id.")]
+
+
+class CallView(BaseModel):
+    """One call as it stands in Redis. Text that is not there is empty."""
+
+    conversation_id: str
+    state: str = Field(description="offered, active or ended")
+    reason: str = Field(description="why it ended: hangup, ended, transfer or error")
+    detail: str
+    bridge: str
+    caller: str
+    bot: str
+    media_format: str
+    edge: str = Field(description="the pod that has the caller's socket")
+    owner: str = Field(description="the worker that has the agent")
+    created_at: str
+    active_at: str
+    ended_at: str
+    session_id: str
+    finish: str = Field(description='"" while live; owed, done, given_up or none')
+    start: dict[str, Any]
+    data: dict[str, Any] = Field(description="what the application keeps of it, while live")
+    handoff: dict[str, Any] | None = Field(description="what was stored before a transfer")
+
+
+class CallPage(BaseModel):
+    """Live calls, oldest first. `next`: give it as `after` for the page behind; None at the end."""
+
+    calls: list[CallView]
+    next: str | None
+
+
+class LineView(BaseModel):
+    """One utterance. `heard_ms` is None until it is known how much of it the caller heard."""
+
+    id: str
+    role: str
+    content: str
+    at: str
+    turn: str
+    heard_ms: int | None
+    interrupted: bool
+
+
+class Transcript(BaseModel):
+    """What was said, in order."""
+
+    conversation_id: str
+    lines: list[LineView]
+
+
+class HangUp(BaseModel):
+    """Hang up after the agent's last words."""
+
+    reason: str | None = Field(default=None, max_length=200)
+
+
+class Transfer(BaseModel):
+    """Transfer after the agent's last words."""
+
+    target: str = Field(min_length=1, max_length=500, description="a tel: or sip: URI, or a number")
+    reason: str | None = Field(default=None, max_length=500)
+
+
+class Say(BaseModel):
+    """Have the agent say this."""
+
+    text: str = Field(min_length=1, max_length=4000)
+
+
+class Prompt(BaseModel):
+    """Add this to the agent's prompt."""
+
+    prompt: str = Field(min_length=1, max_length=25_000)
+
+
+class Digits(BaseModel):
+    """Send these to the far end."""
+
+    digits: str = Field(pattern=r"^[0-9A-D*#]{1,20}$")
+
+
+class Play(BaseModel):
+    """Have VoiceAI Connect play an audio file."""
+
+    url: str = Field(pattern=r"^https?://", max_length=2000)
+
+
+class Done(BaseModel):
+    """The call's owner has begun."""
+
+    status: Literal["accepted"] = "accepted"
+
+
+class Problem(BaseModel):
+    """Why not, in a sentence."""
+
+    detail: str
+
+
+def add(app: FastAPI, calls: Calls, remote: Remote, token: str | None) -> None:
+    """Add the API to a pod's admin application.
+
+    Args:
+        calls, remote: of the loop that serves it.
+        token: the bearer token; None closes the API.
+    """
+    bearer = HTTPBearer(auto_error=False)
+
+    async def authorised(request: Request) -> None:
+        if token is None:
+            raise HTTPException(403, "The admin API is closed: no BRIDGE_ADMIN_TOKEN is set")
+        given = request.headers.get("Authorization", "").encode("latin-1", "replace")
+        if not hmac.compare_digest(given, f"Bearer {token}".encode()):
+            headers = {"WWW-Authenticate": "Bearer"}
+            raise HTTPException(401, "This needs the bearer token of BRIDGE_ADMIN_TOKEN", headers)
+
+    refusals: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (401, 403, 404, 409, 503)}
+    router = APIRouter(prefix="/v1", dependencies=[Depends(bearer), Depends(authorised)], responses=refusals)
+
+    @router.get("/calls")
+    async def list_calls(
+        limit: Annotated[int, Query(ge=1, le=PAGE)] = PAGE, after: Annotated[str, Query(max_length=128)] = ""
+    ) -> CallPage:
+        """The live calls, oldest first."""
+        live = await calls.live()
+        begin = live.index(after) + 1 if after in live else 0
+        some = live[begin : begin + limit]
+        records = [record for cid in some if (record := await calls.read(cid)) is not None]
+        more = begin + limit < len(live)
+        return CallPage(calls=[call_view(record) for record in records], next=some[-1] if more and some else None)
+
+    @router.get("/calls/{cid}")
+    async def get_call(cid: Cid) -> CallView:
+        """One call, live or kept."""
+        return call_view(await _known(calls, cid))
+
+    @router.get("/calls/{cid}/transcript", response_model=Transcript)
+    async def get_transcript(cid: Cid, follow: bool = False) -> Any:
+        """What was said. With `follow` as server-sent events, a line each, until the call has ended."""
+        await _known(calls, cid)
+        if follow:
+            return StreamingResponse(_events(calls, cid), media_type="text/event-stream")
+        return Transcript(conversation_id=cid, lines=[line_view(line) for line in await calls.transcript(cid)])
+
+    @router.post("/calls/{cid}/hangup", status_code=202)
+    async def hang_up(cid: Cid, body: HangUp | None = None) -> Done:
+        """Hang up after the agent's last words."""
+        await remote.send(cid, "hangup", body.reason if body is not None else None)
+        return Done()
+
+    @router.post("/calls/{cid}/transfer", status_code=202)
+    async def transfer(cid: Cid, body: Transfer) -> Done:
+        """Transfer after the agent's last words; if that fails the call goes on."""
+        parameters: dict[str, Any] = {"transferTarget": body.target}
+        if body.reason is not None:
+            parameters["handoverReason"] = body.reason
+        await remote.send(cid, "transfer", parameters)
+        return Done()
+
+    @router.post("/calls/{cid}/say", status_code=202)
+    async def say(cid: Cid, body: Say) -> Done:
+        """Have the agent say something, after what it is saying."""
+        await remote.send(cid, "agent", "inject_agent", body.text)
+        return Done()
+
+    @router.post("/calls/{cid}/inject", status_code=202)
+    async def inject(cid: Cid, body: Say) -> Done:
+        """Have the agent answer something as if the caller had said it."""
+        await remote.send(cid, "agent", "inject_user", body.text)
+        return Done()
+
+    @router.post("/calls/{cid}/prompt", status_code=202)
+    async def prompt(cid: Cid, body: Prompt) -> Done:
+        """Add to the agent's prompt, for the rest of the call."""
+        await remote.send(cid, "agent", "update_prompt", body.prompt)
+        return Done()
+
+    @router.post("/calls/{cid}/dtmf", status_code=202)
+    async def dtmf(cid: Cid, body: Digits) -> Done:
+        """Send digits to the far end."""
+        await remote.send(cid, "activities", [_event("sendDtmf", {"dtmfDigits": body.digits})])
+        return Done()
+
+    @router.post("/calls/{cid}/play", status_code=202)
+    async def play(cid: Cid, body: Play) -> Done:
+        """Have VoiceAI Connect play an audio file."""
+        await remote.send(cid, "activities", [_event("playUrl", {"playUrlUrl": body.url})])
+        return Done()
+
+    @router.post("/calls/{cid}/finish", status_code=202)
+    async def finish(cid: Cid) -> Done:
+        """Run the `session_end` handlers that have not succeeded once more, now."""
+        await _known(calls, cid)
+        if not await calls.reopen(cid):
+            raise HTTPException(409, "Nothing is owed: the call is live, or its finish is done")
+        return Done()
+
+    @app.get("/v1/openapi.json", include_in_schema=False, dependencies=[Depends(authorised)])
+    async def openapi() -> JSONResponse:
+        return JSONResponse(get_openapi(title="Bridge", version=__version__, routes=router.routes))
+
+    app.include_router(router)
+
+    @app.exception_handler(BridgeError)
+    async def explain(request: Request, error: Exception) -> JSONResponse:
+        status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
+        return JSONResponse({"detail": str(error)}, status)
+
+
+STATUS: Final[dict[type[BridgeError], int]] = {
+    CallUnknown: 404,
+    CallOver: 409,
+    CommandRefused: 409,
+    RedisUnavailable: 503,
+}
+
+
+def call_view(record: CallRecord) -> CallView:
+    """A call as the API and `bridgectl --json` show it."""
+    fields = {name: getattr(record, name) for name in CallView.model_fields if hasattr(record, name)}
+    return CallView(
+        **fields,
+        conversation_id=record.cid,
+        data=_object(record.raw.get("data")) or {},
+        handoff=_object(record.raw.get("handoff")),
+    )
+
+
+def line_view(line: Line) -> LineView:
+    """An utterance as the API and `bridgectl --json` show it."""
+    return LineView(**{name: getattr(line, name) for name in LineView.model_fields})
+
+
+async def follow(calls: Calls, cid: str) -> AsyncGenerator[Line, None]:
+    """What was said in a call so far, and what is said from now on until it has ended, once each. Cancelling it ends
+    the following."""
+    known: set[str] = set()
+    while True:
+        record = await calls.read(cid)
+        fresh = [line for line in await calls.transcript(cid) if line.id not in known]
+        for line in fresh:
+            known.add(line.id)
+            yield line
+        if record is None or record.state == "ended":
+            return
+        await asyncio.sleep(FOLLOW_SECONDS)
+
+
+async def _events(calls: Calls, cid: str) -> AsyncIterator[str]:
+    loop = asyncio.get_running_loop()
+    queue: asyncio.Queue[str | None] = asyncio.Queue()
+
+    async def lines() -> None:
+        async for line in follow(calls, cid):
+            queue.put_nowait(f"id: {line.id}\nevent: line\ndata: {line_view(line).model_dump_json()}\n\n")
+        queue.put_nowait(None)
+
+    async with asyncio.TaskGroup() as tasks:
+        reading = tasks.create_task(lines())
+        try:
+            due = loop.time() + ALIVE_SECONDS
+            while True:
+                try:
+                    async with asyncio.timeout_at(due):
+                        event = await queue.get()
+                except TimeoutError:
+                    event = ": still here\n\n"
+                due = loop.time() + ALIVE_SECONDS
+                if event is None:
+                    yield "event: end\ndata: {}\n\n"
+                    return
+                yield event
+        finally:
+            reading.cancel()
+
+
+def _event(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "event", "name": name, "activityParams": parameters}
+
+
+async def _known(calls: Calls, cid: str) -> CallRecord:
+    record = await calls.read(cid)
+    if record is None:
+        raise CallUnknown(cid)
+    return record
+
+
+def _object(text: str | None) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text) if text else None
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None

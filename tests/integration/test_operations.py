@@ -1,0 +1,162 @@
+"""Calls from outside: the admin API, `bridgectl`, and any program with `CallStore`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from bridge_sim.agent import AgentScript, SimulatedAgent
+from bridge_sim.caller import SimulatedCall
+from bridge_sim.plan import CallPlan
+from deepgram_audiocodes_bridge.store import CallStore
+from pods import Pod, Pods, application, environment
+
+QUICK = AgentScript(think_s=0.0)
+TOKEN = "0815-token"
+
+BROKEN = """
+import pathlib
+@bridge.on("session_end")
+def crm(session, event):
+    if not pathlib.Path({path!r}).exists():
+        raise RuntimeError("the CRM is away")
+    print("crm", session.conversation_id, event.attempt, flush=True)
+"""
+
+
+@contextlib.asynccontextmanager
+async def calling(edge: Pod) -> AsyncIterator[SimulatedCall]:
+    async with SimulatedCall(edge.url, CallPlan(turn_timeout_s=40)) as call:
+        await call.connect()
+        await call.initiate()
+        yield call
+
+
+def api(pod: Pod, token: str | None = TOKEN) -> httpx.AsyncClient:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{pod.admin_port}", headers=headers, trust_env=False)
+
+
+async def bridgectl(redis_url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "deepgram_audiocodes_bridge.cli", *arguments]
+    variables = environment({"REDIS_URL": redis_url})
+    return await asyncio.to_thread(
+        subprocess.run, command, env=variables, capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+async def test_a_call_is_seen_and_acted_on_through_the_api_of_any_pod(redis_url: str, tmp_path: Path) -> None:
+    async with (
+        SimulatedAgent(QUICK) as agent,
+        Pods(redis_url, agent.url, application(tmp_path), BRIDGE_ADMIN_TOKEN=TOKEN) as pods,
+    ):
+        edge, worker = await asyncio.gather(pods.edge(), pods.worker())
+        async with api(edge) as at_edge, api(worker) as at_worker:
+            async with calling(edge) as call:
+                cid = call.conversation_id
+                for pod in (at_edge, at_worker):
+                    page = (await pod.get("/v1/calls")).json()
+                    assert [c["conversation_id"] for c in page["calls"]] == [cid]
+                    assert page["next"] is None
+                seen = (await at_edge.get(f"/v1/calls/{cid}")).json()
+                assert (seen["state"], seen["caller"], seen["owner"] != "") == ("active", "+4930123456", True)
+                follow = asyncio.create_task(_events(at_worker, f"/v1/calls/{cid}/transcript?follow=true"))
+                assert (
+                    await at_edge.post(f"/v1/calls/{cid}/say", json={"text": "You are welcome."})
+                ).status_code == 202
+                await agent.connections[0].wait_for(lambda a: ("assistant", "You are welcome.") in a.texts, 10)
+                assert (await at_edge.post(f"/v1/calls/{cid}/hangup")).status_code == 202
+                await call.wait_end()
+            assert [json.loads(line)["content"] for line in await follow] == ["You are welcome."]
+            await worker.until(lambda: "session_end ended" in worker.stdout, 10, "the finish")
+            for path in ("hangup", "finish"):
+                answer = await at_edge.post(f"/v1/calls/{cid}/{path}")
+                assert (answer.status_code, "detail" in answer.json()) == (409, True)
+            lines = (await at_worker.get(f"/v1/calls/{cid}/transcript")).json()["lines"]
+            assert [line["content"] for line in lines] == ["You are welcome."]
+    assert [activity["name"] for activity in call.report().activities] == ["hangup"]
+
+
+async def _events(client: httpx.AsyncClient, path: str) -> list[str]:
+    async with client.stream("GET", path, timeout=30) as answer:
+        lines = [line async for line in answer.aiter_lines()]
+    data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+    assert lines[-3:] == ["event: end", "data: {}", ""]
+    return data[:-1]
+
+
+async def test_the_api_says_what_is_wrong_with_a_request(redis_url: str, tmp_path: Path) -> None:
+    async with SimulatedAgent(QUICK) as agent, Pods(redis_url, agent.url, application(tmp_path)) as pods:
+        open_one, closed = await asyncio.gather(pods.worker(BRIDGE_ADMIN_TOKEN=TOKEN), pods.worker())
+        async with api(open_one) as known, api(open_one, "wrong") as stranger, api(closed) as nobody:
+            assert (await nobody.get("/v1/calls")).status_code == 403
+            assert (await stranger.get("/v1/calls")).status_code == 401
+            assert (await stranger.get("/readyz")).status_code == 200
+            unknown = await known.get("/v1/calls/nobody")
+            assert (unknown.status_code, unknown.json()) == (404, {"detail": "no call 'nobody' is known"})
+            for path in ("hangup", "say", "transfer", "finish"):
+                body: dict[str, Any] = {"text": "x", "target": "tel:1"}
+                assert (await known.post(f"/v1/calls/nobody/{path}", json=body)).status_code == 404
+            odd = await known.post("/v1/calls/nobody/say", json={"text": ""})
+            assert (odd.status_code, odd.json()["detail"][0]["loc"]) == (422, ["body", "text"])
+            assert (await known.get("/v1/calls/a b")).status_code == 422
+            paths = (await known.get("/v1/openapi.json")).json()["paths"]
+            assert "/v1/calls/{cid}/transcript" in paths
+
+
+async def test_bridgectl_shows_calls_and_acts_on_them(redis_url: str, tmp_path: Path) -> None:
+    async with SimulatedAgent(QUICK) as agent, Pods(redis_url, agent.url, application(tmp_path)) as pods:
+        edge, worker = await asyncio.gather(pods.edge(), pods.worker())
+        async with calling(edge) as call:
+            cid = call.conversation_id
+            assert cid in (await bridgectl(redis_url, "calls")).stdout
+            shown = json.loads((await bridgectl(redis_url, "calls", "--json")).stdout)
+            assert [c["conversation_id"] for c in shown] == [cid]
+            live = await bridgectl(redis_url, "forget", cid)
+            assert (live.returncode, "it is live" in live.stderr) == (1, True)
+            assert (await bridgectl(redis_url, "say", cid, "You are welcome.")).returncode == 0
+            await agent.connections[0].wait_for(lambda a: ("assistant", "You are welcome.") in a.texts, 10)
+            follow = asyncio.create_task(bridgectl(redis_url, "transcript", cid, "--follow"))
+            assert (await bridgectl(redis_url, "transfer", cid, "tel:+49301")).returncode == 0
+            await call.wait_end()
+        assert "assistant  You are welcome." in (await follow).stdout
+        await worker.until(lambda: "session_end transfer" in worker.stdout, 10, "the finish")
+        for command in (["hangup"], ["transcript"], ["say", "x"], ["finish"], ["forget"]):
+            unknown = await bridgectl(redis_url, command[0], "nobody", *command[1:])
+            assert (unknown.returncode, unknown.stderr) == (3, "bridgectl: no call 'nobody' is known\n")
+        async with CallStore(redis_url) as store:
+            assert [line.content async for line in store.follow(cid)] == ["You are welcome."]
+            record = await store.get(cid)
+            assert record is not None and record.reason == "transfer"
+            assert await store.live() == []
+        assert (await bridgectl(redis_url, "forget", cid)).returncode == 0
+        assert (await bridgectl(redis_url, "transcript", cid)).returncode == 3
+
+
+async def test_a_finish_that_failed_is_listed_and_run_again_on_demand(redis_url: str, tmp_path: Path) -> None:
+    app = application(tmp_path, BROKEN.format(path=str(tmp_path / "back")))
+    async with SimulatedAgent(QUICK) as agent, Pods(redis_url, agent.url, app) as pods:
+        edge, worker = await asyncio.gather(pods.edge(), pods.worker())
+        async with calling(edge) as call:
+            await call.hang_up()
+        cid = call.conversation_id
+
+        async def listed() -> bool:
+            rows = json.loads((await bridgectl(redis_url, "unfinished", "--json")).stdout)
+            return [row["call"] for row in rows] == [cid]
+
+        await worker.until(listed, 20, "the failed finish")
+        (tmp_path / "back").touch()
+        await bridgectl(redis_url, "finish", cid)  # a refusal would mean that it was done in this moment
+        await worker.until(lambda: f"crm {cid}" in worker.stdout, 20, "the finish")
+        assert worker.stdout.count("crm ") == 1
+        again = await bridgectl(redis_url, "finish", cid)
+        assert (again.returncode, "nothing is owed" in again.stderr) == (1, True)
