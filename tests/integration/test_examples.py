@@ -87,6 +87,8 @@ CALLERS: dict[str, Callable[[str], Awaitable[None]]] = {
     "03_auth": show_the_token,
     "04_multi_agent": ask_both_desks,
     "05_function_calls": have_a_parcel_looked_up,
+    "06_crm": converse,
+    "07_amazon_connect": converse,
 }
 
 

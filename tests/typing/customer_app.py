@@ -24,6 +24,7 @@ from deepgram_audiocodes_bridge import (
     BridgeConfig,
     BridgeErrorEvent,
     CallRecordingActivityParams,
+    CallStore,
     ConversationTextEvent,
     DeepgramAgentConfig,
     DeepgramBridge,
@@ -57,6 +58,7 @@ from deepgram_audiocodes_bridge.types import (
     AwsCredentials,
     AwsPollySpeakEngine,
     AwsPollySpeakVoice,
+    BeforeTransferEvent,
     CartesiaSpeakModelId,
     CartesiaSpeakVoice,
     CustomEndpoint,
@@ -86,6 +88,7 @@ from deepgram_audiocodes_bridge.types import (
     DeepgramThinkProviderGroq,
     DeepgramThinkProviderOpenAI,
     ElevenLabsSpeakModelId,
+    FinishEvent,
     FunctionCallCancelledEvent,
     FunctionCallResponseEvent,
     HistoryEvent,
@@ -95,6 +98,8 @@ from deepgram_audiocodes_bridge.types import (
     OpenAISpeakModel,
     OpenAISpeakVoice,
     SessionResumedEvent,
+    TurnTiming,
+    TurnTimingEvent,
 )
 from deepgram_audiocodes_bridge.types.audiocodes import AudioCodesActivity as SameActivity
 from deepgram_audiocodes_bridge.types.deepgram import DeepgramAgentConfig as SameAgentConfig
@@ -317,6 +322,29 @@ async def on_cancelled(session: Session, event: FunctionCallCancelledEvent) -> N
 @bridge.on("latency_report")
 async def on_latency_report(session: Session, event: LatencyReportEvent) -> None:
     assert_type(event.total_latency, float | None)
+
+
+@bridge.on("turn_timing")
+def on_turn_timing(session: Session, event: TurnTimingEvent) -> None:
+    assert_type(event.timing, TurnTiming)
+    assert_type(session.turn_timings, list[TurnTiming])
+
+
+@bridge.on("before_transfer")
+async def before_transfer(session: Session, event: BeforeTransferEvent) -> None:
+    session.data["handed to"] = event.target
+
+
+@bridge.on("session_end")
+def finish(session: Session, event: FinishEvent) -> None:
+    assert_type(event.attempt, int)
+    assert_type(event.idempotency_key, str)
+    assert isinstance(event, SessionEndEvent)
+
+
+async def read_calls() -> list[str]:
+    async with CallStore("redis://localhost:6379") as store:
+        return [line.content for call in await store.live() async for line in store.follow(call.cid)]
 
 
 @bridge.on("session_resumed")

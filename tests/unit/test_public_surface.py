@@ -47,6 +47,7 @@ ROOT = words(
     PlayUrlActivityParams SendDtmfActivityParams CallRecordingActivityParams
     """
 )
+ADDED_TO_ROOT = {"CallStore"}
 TYPES = (ROOT - {"DeepgramBridge", "Session"}) | words(
     """
     AwsCredentials AwsPollySpeakEngine AwsPollySpeakVoice CartesiaSpeakModelId CartesiaSpeakVoice CustomEndpoint
@@ -70,6 +71,7 @@ ADDED_NAMES = HIDDEN | words(
     """
     AgentStartedSpeakingEvent CancelledFunctionCall FunctionCallCancelledEvent FunctionCallResponseEvent HistoryEvent
     InjectionRefusedEvent LatencyReportEvent ListenUpdatedEvent SessionResumedEvent
+    BeforeTransferEvent FinishEvent TurnTiming TurnTimingEvent
     """
 )
 
@@ -81,10 +83,10 @@ def names(module: ModuleType) -> list[str]:
     return found
 
 
-def test_the_package_exports_the_32_names_of_the_original_and_no_version():
+def test_the_package_exports_the_32_names_of_the_original_then_ours_and_no_version():
     root = importlib.import_module("deepgram_audiocodes_bridge")
     assert len(ROOT) == 32
-    assert set(names(root)) == ROOT
+    assert set(names(root)) == ROOT | ADDED_TO_ROOT
     assert not hasattr(root, "__version__")
 
 
@@ -179,6 +181,10 @@ ADDED_EVENTS: dict[str, dict[str, Any]] = {
     | {"stt_latency": SECONDS, "ttt_token_latency": SECONDS, "ttt_text_latency": SECONDS}
     | {"ttt_tool_latency": SECONDS, "ttt_thinking_latency": SECONDS, "tts_latency": SECONDS, "total_latency": SECONDS},
     "SessionResumedEvent": SID | {"reason": str},
+    "BeforeTransferEvent": SID | {"target": str, "reason": str, "summary": str},
+    "FinishEvent": EVENTS["SessionEndEvent"] | {"attempt": int, "idempotency_key": str},
+    "TurnTiming": {"turn": int, "stt_ms": SECONDS, "text_ms": float, "audio_ms": float, "heard_ms": float},
+    "TurnTimingEvent": SID | {"timing": t.TurnTiming},
 }
 CONFIG = {
     "deepgram_api_key": dataclasses.MISSING,
@@ -654,7 +660,7 @@ def imported(path: Path) -> dict[str, set[str]]:
 
 def test_the_customer_code_that_is_type_checked_leaves_no_public_name_out():
     found = imported(CUSTOMER)
-    assert found["deepgram_audiocodes_bridge"] == ROOT
+    assert found["deepgram_audiocodes_bridge"] == ROOT | ADDED_TO_ROOT
     assert found["deepgram_audiocodes_bridge.types"] == set(t.__all__) - ROOT - {"CancelledFunctionCall"}
     assert found["deepgram_audiocodes_bridge.bridge"] == {"AsyncEventEmitter", "SessionState"}
 
@@ -674,15 +680,15 @@ def test_a_strict_type_checker_accepts_the_code_of_customers(path: Path):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_there_are_five_examples():
-    assert len(EXAMPLES) == 5
+def test_there_are_seven_examples():
+    assert len(EXAMPLES) == 7
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.parent.name)
 def test_an_example_uses_public_names_only(path: Path):
     found = imported(path)
     assert found.pop("deepgram_audiocodes_bridge") <= ROOT
-    assert found.pop("deepgram_audiocodes_bridge.types", set()) <= TYPES
+    assert found.pop("deepgram_audiocodes_bridge.types", set()) <= TYPES | ADDED_NAMES
     assert not found
 
 

@@ -1,6 +1,7 @@
 """The public SDK: one Python file against these names runs alone on a laptop and unchanged in the cluster."""
 
 from deepgram_audiocodes_bridge.bridge import DeepgramBridge, Session
+from deepgram_audiocodes_bridge.store import CallStore
 from deepgram_audiocodes_bridge.types import (
     AgentAudioDoneEvent,
     AgentThinkingEvent,
@@ -44,6 +45,7 @@ __all__ = [
     "BridgeConfig",
     "BridgeErrorEvent",
     "CallRecordingActivityParams",
+    "CallStore",
     "ConversationTextEvent",
     "DeepgramAgentConfig",
     "DeepgramBridge",

@@ -250,8 +250,8 @@ Examples:
 def pods(
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """The pods of the cluster and how full they are."""
-    rows = [operations.pod_row(pod) for pod in _run(_pods(_settings()))]
+    """The pods of the cluster and how full they are. `silent`: it does not beat; a dead pod is listed for a minute."""
+    rows = [operations.pod_row(pod, beats) for pod, beats in _run(_pods(_settings()))]
     if as_json:
         print(json.dumps(rows, indent=2))
         return
@@ -262,8 +262,7 @@ def pods(
     for name in ("pod", "role", "calls", "of", "agents", "state", "version", "bridges"):
         table.add_column(name, justify="right" if name in ("calls", "of", "agents") else "left")
     for row in rows:
-        state = "draining" if row["draining"] else "ready"
-        cells = (row["pod"], row["role"], row["calls"], row["capacity"], row["agents"], state, row["version"])
+        cells = (row["pod"], row["role"], row["calls"], row["capacity"], row["agents"], row["state"], row["version"])
         table.add_row(*map(str, cells), " ".join(map(str, row["bridges"])))
     console.print(table)
 
@@ -348,7 +347,7 @@ def forget(cid: cli_calls.Cid) -> None:
     say(f"{cid} is forgotten")
 
 
-async def _pods(settings: config.Settings) -> list[PodInfo]:
+async def _pods(settings: config.Settings) -> list[tuple[PodInfo, bool]]:
     async with operations.cluster(settings) as cluster:
         return await cluster.pods()
 

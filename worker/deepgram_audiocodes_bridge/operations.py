@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from bridge_shared.remote import Remote
 
 ANSWER_SECONDS: Final = 3.0
 LOOK: Final = "bridgectl"
+BEATS_SECONDS: Final = 0.8
+"""A pod beats four times a second; one that has not by then stands still, or is dead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +36,13 @@ class Cluster:
         """The way to live calls."""
         return Remote(self.calls, self.commands)
 
-    async def pods(self) -> list[PodInfo]:
-        """Every pod on the lists, workers first."""
-        return sorted((await self.fleet.pods()).values(), key=lambda pod: (pod.role != "worker", pod.pod))
+    async def pods(self) -> list[tuple[PodInfo, bool]]:
+        """Every pod on the lists, workers first, and whether it beats; takes the time of a few beats. The dead stay on
+        the lists for a minute."""
+        before = await self.fleet.pods()
+        await asyncio.sleep(BEATS_SECONDS)
+        now = sorted((await self.fleet.pods()).values(), key=lambda pod: (pod.role != "worker", pod.pod))
+        return [(pod, pod.pod not in before or pod.beat != before[pod.pod].beat) for pod in now]
 
     async def live(self) -> list[CallRecord]:
         """The live calls, oldest first."""
@@ -107,15 +114,17 @@ async def _connect(stack: contextlib.AsyncExitStack, url: str) -> Server:
     return server
 
 
-def pod_row(pod: PodInfo) -> dict[str, Any]:
+def pod_row(pod: PodInfo, beats: bool) -> dict[str, Any]:
     """One pod as `bridgectl pods` shows it."""
     info = pod.info
+    state = "silent" if not beats else "draining" if info.get("draining") else "ready"
     return {
         "pod": pod.pod,
         "role": pod.role,
         "calls": info.get("load", 0),
         "capacity": info.get("capacity", 0),
         "agents": info.get("agents", 0),
+        "state": state,
         "draining": bool(info.get("draining", False)),
         "version": info.get("version", ""),
         "bridges": info.get("bridges", []),

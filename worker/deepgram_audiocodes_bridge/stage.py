@@ -245,6 +245,8 @@ def _colourful(stream: TextIO) -> bool:
 def _token_notice(door: Door) -> str:
     if door.authenticate is not None:
         return "the application's `authenticate` decides who may call"
+    if door.issuer is not None:
+        return "callers must show a JWT of BRIDGE_OIDC_ISSUER, or one of the tokens"
     if door.tokens:
         return "callers must show it; in Live Hub give the one of AC_TOKEN, or of the application"
     return "none. ANYBODY WHO REACHES THIS PORT CAN CALL. Set AC_TOKEN, and give it to Live Hub"

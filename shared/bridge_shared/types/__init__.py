@@ -76,7 +76,9 @@ from bridge_shared.types.deepgram import (
 from bridge_shared.types.errors import DeepgramHandshakeError
 from bridge_shared.types.extra import (
     AgentStartedSpeakingEvent,
+    BeforeTransferEvent,
     CancelledFunctionCall,
+    FinishEvent,
     FunctionCallCancelledEvent,
     FunctionCallResponseEvent,
     HistoryEvent,
@@ -84,6 +86,8 @@ from bridge_shared.types.extra import (
     LatencyReportEvent,
     ListenUpdatedEvent,
     SessionResumedEvent,
+    TurnTiming,
+    TurnTimingEvent,
 )
 
 __all__ = [
@@ -99,6 +103,7 @@ __all__ = [
     "AwsCredentials",
     "AwsPollySpeakEngine",
     "AwsPollySpeakVoice",
+    "BeforeTransferEvent",
     "BridgeConfig",
     "BridgeErrorEvent",
     "CallRecordingActivityParams",
@@ -139,6 +144,7 @@ __all__ = [
     "DeepgramThinkProviderGroq",
     "DeepgramThinkProviderOpenAI",
     "ElevenLabsSpeakModelId",
+    "FinishEvent",
     "FunctionCall",
     "FunctionCallCancelledEvent",
     "FunctionCallRequestEvent",
@@ -161,6 +167,8 @@ __all__ = [
     "SpeakUpdatedEvent",
     "ThinkUpdatedEvent",
     "TransferActivityParams",
+    "TurnTiming",
+    "TurnTimingEvent",
     "UserStartedSpeakingEvent",
     "WarningEvent",
 ]

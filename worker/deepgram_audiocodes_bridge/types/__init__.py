@@ -72,7 +72,9 @@ from bridge_shared.types.deepgram import (
 )
 from bridge_shared.types.extra import (
     AgentStartedSpeakingEvent,
+    BeforeTransferEvent,
     CancelledFunctionCall,
+    FinishEvent,
     FunctionCallCancelledEvent,
     FunctionCallResponseEvent,
     HistoryEvent,
@@ -80,6 +82,8 @@ from bridge_shared.types.extra import (
     LatencyReportEvent,
     ListenUpdatedEvent,
     SessionResumedEvent,
+    TurnTiming,
+    TurnTimingEvent,
 )
 
 # The names of the original.
@@ -155,7 +159,9 @@ __all__ += [
     "AgentStartedSpeakingEvent",
     "AudioCodesActivity",
     "AudioCodesMessageActivity",
+    "BeforeTransferEvent",
     "CancelledFunctionCall",
+    "FinishEvent",
     "FunctionCallCancelledEvent",
     "FunctionCallResponseEvent",
     "HistoryEvent",
@@ -163,4 +169,6 @@ __all__ += [
     "LatencyReportEvent",
     "ListenUpdatedEvent",
     "SessionResumedEvent",
+    "TurnTiming",
+    "TurnTimingEvent",
 ]

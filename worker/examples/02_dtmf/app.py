@@ -10,8 +10,6 @@ from deepgram_audiocodes_bridge import (
     DeepgramBridge,
     InboundActivityEvent,
     Session,
-    SessionEndEvent,
-    SessionStartEvent,
 )
 
 load_dotenv()
@@ -40,36 +38,24 @@ bridge = DeepgramBridge(
     )
 )
 
-typed: dict[str, str] = {}  # session id -> digits so far
-
-
-@bridge.on("session_start")
-async def on_session_start(session: Session, event: SessionStartEvent) -> None:
-    typed[event.session_id] = ""
-
 
 @bridge.on("activity")
 async def on_activity(session: Session, event: InboundActivityEvent) -> None:
     if event.activity.get("name") != "DTMF":
         return
     for key in str(event.activity.get("value", "")):  # one key, or several at once
-        digits = typed.get(event.session_id, "")
+        digits = session.data.get("digits", "")  # goes with the call, whatever becomes of this process
         if key == "*":
-            typed[event.session_id] = ""
+            session.data["digits"] = ""
             await session.send_agent_message("Let us start over. Please type the number again.")
         elif key != "#":
-            typed[event.session_id] = digits + key
+            session.data["digits"] = digits + key
         elif digits:
-            typed[event.session_id] = ""
+            session.data["digits"] = ""
             # Spaces make the voice read digit by digit.
             await session.send_agent_message(f"Thank you. I have parcel number {' '.join(digits)}.")
         else:
             await session.send_agent_message("I have no digits yet. Please type your parcel number first.")
-
-
-@bridge.on("session_end")
-async def on_session_end(session: Session, event: SessionEndEvent) -> None:
-    typed.pop(event.session_id, None)
 
 
 asyncio.run(bridge.run())
