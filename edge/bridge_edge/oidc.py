@@ -40,7 +40,7 @@ MOST_KEYS: Final = 100
 RETRY_SECONDS: Final = (1.0, 30.0)
 """First and longest pause between tries while the issuer does not answer."""
 
-UNKNOWN_KEY_SECONDS: Final = 10.0
+UNKNOWN_KEY_SECONDS: Final = 60.0
 """Tokens that name unknown keys cause at most one fetch in so long, whoever sends them and however many."""
 
 WAIT_SECONDS: Final = 3.0
