@@ -135,9 +135,11 @@ async def test_accepted_calls_that_turn_hostile_all_at_once_hold_up_no_other_cal
         Pods(redis_url, agent.url, application(tmp_path)) as pods,
     ):
         edge, worker = await asyncio.gather(pods.edge(BRIDGE_OPEN_DOOR="true"), pods.worker())
+        plan = CallPlan(say=("opening_hours",))
+        quiet = await SimulatedCall(edge.url, plan).run()
         attacks = [asyncio.create_task(hostile(edge.url, name, sent)) for name in ATTACKS]
         try:
-            beside = await SimulatedCall(edge.url, CallPlan(say=("opening_hours",))).run()
+            beside = await SimulatedCall(edge.url, plan).run()
         finally:
             for attack in attacks:
                 attack.cancel()
@@ -148,3 +150,4 @@ async def test_accepted_calls_that_turn_hostile_all_at_once_hold_up_no_other_cal
     assert beside.problem is None
     assert beside.violations == []
     assert max(beside.gaps, default=0.0) <= LATE_MS
+    assert max(beside.answer_ms) <= max(quiet.answer_ms) + LATE_MS
