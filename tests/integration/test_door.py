@@ -101,6 +101,7 @@ async def hostile(url: str, name: str, sent: Counter[str]) -> None:
                     for number in itertools.count():
                         await vaic.send(*ATTACKS[name](vaic, number))
                         sent[name] += 1
+                        await asyncio.sleep(0)  # `send` gives nobody else a turn until TCP is full
                 finally:
                     answers.cancel()
                     await asyncio.wait([answers])
