@@ -38,13 +38,17 @@ class LocalIssuer:
     Attributes:
         keys: the key set as it is served.
         fetches: how often it was asked for.
+        asked: how many requests of any kind have come, answered or not.
+        may_answer: cleared: they wait until it is set, 10 s at most.
         broken: answer 500 to everything.
         speaks: HTTP; otherwise its answers are none.
     """
 
     def __init__(self, *keys: dict[str, Any]) -> None:
         self.keys = list(keys)
-        self.fetches = 0
+        self.fetches = self.asked = 0
+        self.may_answer = threading.Event()
+        self.may_answer.set()
         self.broken = False
         self.speaks = True
         self.claims_to_be: str | None = None
@@ -52,6 +56,8 @@ class LocalIssuer:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                issuer.asked += 1
+                issuer.may_answer.wait(10)
                 if not issuer.speaks:
                     self.wfile.write(b"no HTTP at all\r\n\r\n")
                     return

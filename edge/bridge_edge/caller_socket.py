@@ -11,6 +11,7 @@ from websockets.frames import Frame, Opcode
 from bridge_edge.limits import (
     BURST_SECONDS,
     HEAD_BYTES,
+    MESSAGE_UNIT,
     MOST_FRAGMENTS,
     PINGS_AT_ONCE,
     PINGS_PER_SECOND,
@@ -115,7 +116,8 @@ class CallerSocket(ServerConnection):
             async with asyncio.timeout(self._guard.settings.first_message_timeout):
                 message = await super().recv(decode)
             self._spoke = True
-        if (wait := self._messages.take(self.loop.time())) > 0.0:
+        cost = 1 + len(message) // MESSAGE_UNIT
+        if (wait := self._messages.take(self.loop.time(), cost)) > 0.0:
             if not self._slowed:
                 self._slowed = True
                 log.warning("messages come too fast, slowing the caller down", remote=self._address)

@@ -27,20 +27,24 @@ PINGS_PER_SECOND, PINGS_AT_ONCE = 20.0, 100.0
 BURST_SECONDS = 4.0
 """So many seconds' worth of messages may come at once: after a stall of the line the backlog does."""
 
+MESSAGE_UNIT = 1024
+"""A message counts as one for each so many characters begun: reading 1 MiB of JSON can hold a pod's loop for 80 ms,
+as long as a thousand chunks of audio do."""
+
 LINE_SECONDS = 1.0
 """Refusals of one kind are logged once in so long at most: a flood must not become one of the log."""
 
 
 class Rate:
-    """A bucket that fills at `rate` a second up to `burst`, and from which every event takes one."""
+    """A bucket that fills at `rate` a second up to `burst`, and from which every event takes what it costs."""
 
     def __init__(self, rate: float, burst: float, now: float) -> None:
         self._rate, self._burst = rate, burst
         self._left, self._at = burst, now
 
-    def take(self, now: float) -> float:
-        """Take one; returns the seconds until it is really there, 0.0 if it is."""
-        self._left = min(self._burst, self._left + (now - self._at) * self._rate) - 1.0
+    def take(self, now: float, cost: float = 1.0) -> float:
+        """Take `cost`, at most a whole burst; returns the seconds until it is really there, 0.0 if it is."""
+        self._left = min(self._burst, self._left + (now - self._at) * self._rate) - min(cost, self._burst)
         self._at = now
         return max(0.0, -self._left / self._rate)
 

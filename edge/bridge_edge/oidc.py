@@ -40,7 +40,7 @@ MOST_KEYS: Final = 100
 RETRY_SECONDS: Final = (1.0, 30.0)
 """First and longest pause between tries while the issuer does not answer."""
 
-UNKNOWN_KEY_SECONDS: Final = 10.0
+UNKNOWN_KEY_SECONDS: Final = 60.0
 """Tokens that name unknown keys cause at most one fetch in so long, whoever sends them and however many."""
 
 WAIT_SECONDS: Final = 3.0
@@ -76,6 +76,7 @@ class Issuer:
         self._keys: dict[str, tuple[frozenset[str], Any]] = {}
         self._fetched = -math.inf
         self._asked = -math.inf
+        self._fetching = False
         self._wanted = asyncio.Event()
         self._tried = asyncio.Event()
         """Replaced after each try: who waits for one holds its event."""
@@ -91,6 +92,7 @@ class Issuer:
         failures = 0
         while True:
             self._wanted.clear()
+            self._fetching = True
             try:
                 document = await self._fetch()
                 self._keys = _usable(document)
@@ -103,6 +105,8 @@ class Issuer:
                     log.warning("the keys of the token issuer could not be fetched, trying again", error=str(error))
                 pause = min(shortest * 2**failures, longest, self._refresh)
                 failures = min(failures + 1, 10)
+            finally:
+                self._fetching = False
             tried, self._tried = self._tried, asyncio.Event()
             tried.set()
             with contextlib.suppress(TimeoutError):
@@ -141,6 +145,8 @@ class Issuer:
             raise TokenRefused("is for somebody else") from None
         except jwt.InvalidIssuerError:
             raise TokenRefused("is from another issuer") from None
+        except (jwt.exceptions.InvalidSubjectError, jwt.exceptions.InvalidJTIError):
+            raise TokenRefused("has a sub or jti that is no text") from None
         except jwt.MissingRequiredClaimError as error:
             raise TokenRefused(f"has no {error.claim}") from None
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
@@ -170,12 +176,17 @@ class Issuer:
         if now - self._asked >= UNKNOWN_KEY_SECONDS:
             self._asked = now
             self._wanted.set()
-        elif not self._wanted.is_set() and self.ready:
+        elif self.ready and not self._under_way:
             return
-        tried = self._tried
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(WAIT_SECONDS):
-                await tried.wait()
+                await self._tried.wait()
+                while self._under_way:  # what has just ended may have begun before the key was there
+                    await self._tried.wait()
+
+    @property
+    def _under_way(self) -> bool:
+        return self._fetching or self._wanted.is_set()
 
     async def _fetch(self) -> Mapping[str, Any]:
         # in a thread: name resolution and TLS of the standard library block; it bounds itself

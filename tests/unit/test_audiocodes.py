@@ -544,6 +544,14 @@ def test_an_activity_that_has_no_json_form_is_our_mistake() -> None:
         bot.activities([])
 
 
+def test_half_an_emoji_is_mended_in_a_text_of_64_kib_and_not_in_a_longer_one() -> None:
+    for length, understood in ((65_000, True), (66_000, False)):
+        bot = Bot()
+        text = "x" * length + "\\ud83d"
+        (event,) = bot.receive(f'{{"type":"session.initiate","conversationId":"{CID}","note":"{text}"}}')
+        assert isinstance(event, Initiate if understood else Skipped), event
+
+
 def test_half_an_emoji_in_an_activity_does_not_stop_it() -> None:
     bot, vaic = call()
     (event,) = vaic.receive(bot.activities([{"type": "message", "text": "a\udc00", "x": ["\ud800"]}]))
@@ -687,7 +695,9 @@ def test_a_resume_on_a_live_socket_is_out_of_order() -> None:
         ('{"type":"x","a":-Infinity}', "bad_json"),
         (b"\xff\xfe\x00audio", "binary"),
         (b"\x00\x01\x02", "bad_json"),
-        ("[" * 100_000, "too_deep"),
+        ("[" * 100_000, "too_many_values"),
+        ('{"type":"activities","a":[' + "[]," * 10_000 + "1]}", "too_many_values"),
+        ("[" * 9_000, "too_deep"),
         ('{"type":"activities","a":' + "[" * 5_000 + "]" * 5_000 + "}", "too_deep"),
         ('{"type":"activities","a":' + "[" * 70 + "]" * 70 + "}", "too_deep"),
         ('{"type":"session.initiate","a":' + '{"a":' * 70 + "1" + "}" * 70 + "}", "too_deep"),

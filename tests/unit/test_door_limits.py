@@ -17,6 +17,14 @@ def test_a_burst_passes_at_once_and_what_follows_waits_its_turn():
     assert rate.take(5.0) == 0.0
 
 
+def test_what_costs_more_waits_longer_and_never_longer_than_a_whole_burst_takes():
+    rate = Rate(10.0, 30.0, now=0.0)
+    assert rate.take(0.0, 20.0) == 0.0
+    assert rate.take(0.0, 15.0) == pytest.approx(0.5)
+    assert rate.take(0.5, 1e9) == pytest.approx(3.0)
+    assert rate.take(6.5, 30.0) == 0.0
+
+
 @given(st.lists(st.floats(0, 0.5), min_size=1, max_size=200))
 def test_whoever_waits_as_told_never_passes_more_than_the_rate_and_one_burst(pauses: list[float]):
     rate, now = Rate(10.0, 5.0, now=0.0), 0.0

@@ -115,6 +115,12 @@ BotEvent = (
     | Skipped
 )
 
+MAX_BRACKETS: Final = 10_000
+"""In one message, also those in strings: making a million small lists holds a pod's loop for a quarter of a second."""
+
+MEND_LENGTH: Final = 65_536
+"""Longer text is not mended: going through the escapes of 1 MiB holds a pod's loop as long."""
+
 MAX_DEPTH: Final = 64
 """Deeper JSON is skipped: serialisers further down (orjson 254, msgpack 511) would refuse what we had accepted."""
 
@@ -153,6 +159,8 @@ def strings(value: object) -> tuple[str, ...] | None:
 
 def parse(frame: str | bytes) -> JSON | Skipped:
     """One text frame as an object with a string `type`, or why it is none. Never raises."""
+    if len(frame) > MAX_BRACKETS and (brackets := _brackets(frame)) > MAX_BRACKETS:
+        return Skipped("too_many_values", f"{brackets} brackets in one message, more than {MAX_BRACKETS}")
     try:
         message = orjson.loads(frame)
     except orjson.JSONDecodeError as error:
@@ -175,6 +183,8 @@ def _mend(frame: str | bytes, error: orjson.JSONDecodeError) -> Any | Skipped:
     """A second try for text cut in the middle of an emoji: half a surrogate pair becomes U+FFFD."""
     if "depth limit" in error.msg or "recursion" in error.msg.lower():
         return Skipped("too_deep", "nested too deeply to be read")
+    if len(frame) > MEND_LENGTH:
+        return Skipped("bad_json", f"{len(frame)} characters, not JSON from character {error.pos} on")
     if isinstance(frame, str):
         source = _whole(frame)
     else:
