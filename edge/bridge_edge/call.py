@@ -445,7 +445,7 @@ class Call:
                         record = await self._restore(self.link.epoch)
                 except BridgeError as error:
                     log.debug("state of the call cannot be read now", cid=self.cid, error=str(error))
-                    if not self._doubtful:
+                    if not self._doubtful or self.over.is_set():
                         return
                     await asyncio.sleep(ASK_AGAIN_SECONDS)
                 else:
@@ -454,6 +454,8 @@ class Call:
         finally:
             self._rereading = False
         self._doubtful = False
+        if record is None and self._playout is None:  # Redis was emptied while the call was being set up
+            return self.give_up("The bridge lost the call while it was set up")
         if record is None or record.ee > self.link.epoch:
             log.debug("the call is no longer here", cid=self.cid)
             return self.over.set()

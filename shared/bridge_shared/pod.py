@@ -52,6 +52,7 @@ class Pod:
         info: what the others are told about this pod (load, capacity, draining, bridges …).
         on_beat: called after each look at the other pods.
         on_command: called with each COMMAND frame about a call, and the pod that sent it.
+        on_stranger: called with each frame of a call that is not here, and the pod that sent it.
 
     Attributes:
         on_drain: called when somebody asks this pod to drain, as SIGTERM would.
@@ -66,6 +67,7 @@ class Pod:
         info: Callable[[], Mapping[str, Any]],
         on_beat: Callable[[], None] | None = None,
         on_command: Callable[[str, Frame], None] | None = None,
+        on_stranger: Callable[[str, Frame], None] | None = None,
     ) -> None:
         self.role = role
         self.id = f"{role}-{socket.gethostname()[:40]}-{uuid.uuid4().hex[:8]}"
@@ -78,6 +80,7 @@ class Pod:
         self._info = info
         self._on_beat = on_beat
         self._on_command = on_command
+        self._on_stranger = on_stranger
         self.on_drain: Callable[[], None] | None = None
         self._commands = Commands(state)
         self._takers: dict[str, Taker] = {}
@@ -135,11 +138,14 @@ class Pod:
         return True
 
     def _deliver(self, sender: str, frames: list[Frame]) -> None:
+        take: Callable[[str, Frame], None]
         for frame in frames:
             if frame.kind == Kind.COMMAND:
                 take = self._command
             elif (taker := self._takers.get(frame.cid)) is not None:
                 take = taker.on_frame
+            elif self._on_stranger is not None:
+                take = self._on_stranger
             else:
                 continue
             try:

@@ -152,6 +152,26 @@ def test_a_turn_of_which_nothing_was_told_for_long_is_cut_at_another_edge():
     assert over.lines == (LineHeard("5-1", 0, True),)
 
 
+def test_an_answer_that_had_just_begun_goes_on_at_another_edge_though_its_text_came_long_after_the_turn_before():
+    worker = Worker()
+    worker.audio(sound(200))
+    worker.done()
+    worker.played(T1, 200, "finished")
+    worker.speech.begin()  # the text is first
+    worker.speech.line("5-2")
+    worker.audio(sound(500), NOW + 60)
+    another_edge(worker, NOW + 60.2)
+    assert worker.sent[T3] == sound(500)
+
+
+def test_a_turn_of_which_only_the_text_has_come_is_not_cut_at_another_edge():
+    worker = Worker()
+    worker.speech.begin()
+    another_edge(worker, NOW + 60)
+    worker.audio(sound(300), NOW + 60.5)
+    assert worker.sent[T2] == sound(300)
+
+
 def test_a_turn_that_was_cut_stays_cut_at_another_edge():
     worker = Worker()
     worker.audio(sound(1000))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bridge_shared.redis.calls import Line
-from bridge_worker.recovery import HISTORY_CHARACTERS, HISTORY_ITEMS, FunctionRecord, heard_text, recover
+from bridge_worker.recovery import HISTORY_CHARACTERS, HISTORY_ITEMS, Echo, FunctionRecord, heard_text, recover
 
 
 def line(number: int, role: str, content: str, turn: int = 1, heard_ms: int | None = None, cut: bool = False) -> Line:
@@ -80,3 +80,26 @@ def test_the_newest_items_are_kept_when_there_are_too_many() -> None:
 
 def test_nothing_said_yet_is_nothing_to_recover() -> None:
     assert recover([]).history == ()
+
+
+def test_what_is_said_again_is_known_by_its_entries() -> None:
+    lines = [
+        line(1, "user", "Where?", turn=0),
+        line(2, "assistant", "In the depot.", heard_ms=1200),
+        line(3, "assistant", "It comes tomorrow.", heard_ms=300, cut=True),
+        line(4, "assistant", "Anything else?", heard_ms=0, cut=True),
+    ]
+    assert recover(lines).again == ("7-3", "7-4")
+    assert recover(lines[:2]).again == ()
+
+
+def test_an_echo_may_come_as_a_whole_or_by_sentence_and_ends_with_the_first_other_text() -> None:
+    whole, parts, other = (Echo("It comes tomorrow. Anything else?") for _ in range(3))
+    assert whole.takes("It comes tomorrow. Anything else?")
+    assert not whole.takes("Anything else?")
+    assert parts.takes("It comes tomorrow.")
+    assert parts.takes("Anything else?")
+    assert not parts.takes("Anything else?")
+    assert not other.takes("Hello.")
+    assert not other.takes("It comes tomorrow.")
+    assert not Echo().takes("")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +19,16 @@ from bridge_shared.redis.calls import Line
 from bridge_shared.types import deepgram as types
 from bridge_shared.types import extra
 from bridge_worker.functions import Record
-from bridge_worker.recovery import CHARACTERS_PER_SECOND, Recovery, recover
-from bridge_worker.speech import LineHeard
+from bridge_worker.recovery import CHARACTERS_PER_SECOND, Echo, Recovery, recover
+from bridge_worker.speech import LineHeard, TurnOver
 
 if TYPE_CHECKING:
     from bridge_worker.conversation import Conversation
 
 log = logs.get("worker.agent")
+
+WHOLE = 0.8
+"""Of the time that a line takes at the usual speed: so much of it may be all of it, from a voice that is fast."""
 
 REFUSALS = {"INJECT_AGENT_MESSAGE_DURING_USER_SPEECH", "INJECT_AGENT_MESSAGE_DURING_AGENT_SPEECH"}
 
@@ -38,7 +42,12 @@ class AgentEvents:
         self._heard: dict[str, LineHeard] = {
             line.id: LineHeard(line.id, line.heard_ms, line.interrupted) for line in said if line.heard_ms is not None
         }
-        self._echo = self._agent_echo = ""
+        self._echo = self._agent_echo = Echo()
+        self._again: tuple[str, ...] = ()
+        """The entries of which the rest is said again, in the turn `_again_turn`."""
+        self._again_turn: tuple[int, int] | None = None
+        self._broken: dict[str, LineHeard] = {}
+        """The lines in the middle of which an agent was lost."""
         for line in said:
             self._text(line.role, line.content)
         self._ignored: dict[str, int] = {}
@@ -137,7 +146,8 @@ class AgentEvents:
         lines, functions = self._lines(), self._c.functions
         waiting = functions.open_calls(lines, caller_speaks=caller_speaks)
         recovery = recover(lines, functions.history(), caller_speaks=caller_speaks, call_open=bool(waiting))
-        self._echo, self._agent_echo = recovery.caller_says, recovery.agent_says
+        self._echo, self._agent_echo = Echo(recovery.caller_says), Echo(recovery.agent_says)
+        self._again, self._again_turn = recovery.again, None
         return recovery, waiting
 
     def taken_over(self, why: str) -> None:
@@ -150,7 +160,7 @@ class AgentEvents:
         left = float(heard_ms)
         for line in self._lines():
             if line.turn == f"{turn[0]}-{turn[1]}" and line.role == "assistant":
-                spoken = len(line.content) / CHARACTERS_PER_SECOND * 1000
+                spoken = _spoken_ms(line.content)
                 part = spoken if whole else min(spoken, max(0.0, left))
                 heard.append(LineHeard(line.id, round(part), part < spoken))
                 left -= spoken
@@ -165,15 +175,39 @@ class AgentEvents:
             lines.append(Line(entry, fields["role"], fields["content"], fields["at"], fields["turn"], ms, interrupted))
         return lines
 
-    def heard(self, lines: Iterable[LineHeard]) -> None:
-        """How much of some lines the caller heard."""
-        self._heard.update((line.entry, line) for line in lines)
+    def heard(self, lines: Iterable[LineHeard]) -> list[LineHeard]:
+        """How much of some lines the caller heard, by what came of them; returns it by what should have come."""
+        known = [replace(self._broken[h.entry], heard_ms=h.heard_ms) if h.entry in self._broken else h for h in lines]
+        self._heard.update((line.entry, line) for line in known)
+        return known
+
+    def turn_over(self, over: TurnOver) -> list[LineHeard]:
+        """A turn was heard or cut; returns what is known of its lines, and of those of which it was the rest."""
+        lines = list(over.lines)
+        if self._again_turn is not None and over.turn == self._again_turn:
+            if over.state != "cut":
+                texts = {line.id: line.content for line in self._lines()}
+                for entry in self._again:
+                    self._broken.pop(entry, None)
+                    lines.append(LineHeard(entry, round(_spoken_ms(texts.get(entry, ""))), False))
+            self._again, self._again_turn = (), None
+        return self.heard(lines)
+
+    def agent_gone(self) -> None:
+        """The agent is lost, maybe in the middle of a line: by the usual speed of speech, what has come is not all."""
+        unfinished = self._c.speech.unfinished
+        if unfinished is None:
+            return
+        entry, received_ms = unfinished
+        content = next((line.content for line in self._lines() if line.id == entry), "")
+        if received_ms < _spoken_ms(content) * WHOLE:
+            self._broken[entry] = LineHeard(entry, round(received_ms), True)
+            self.heard([self._broken[entry]])
 
     def _user_said(self, content: str) -> None:
         c = self._c
         c.caller_spoke_at = -math.inf
-        echo, self._echo = self._echo, ""
-        if content == echo:  # what we said again for the caller: it is in the transcript already
+        if self._echo.takes(content):  # what we said again for the caller
             return
         c.functions.caller_spoke()
         c.timings.understood(c.loop.time())
@@ -192,9 +226,8 @@ class AgentEvents:
         c = self._c
         c.timings.text(c.loop.time())
         c.injections.said("assistant", content)
-        echo, self._agent_echo = self._agent_echo, ""
-        if content == echo:  # what the caller had not heard, said again: it is in the transcript already
-            c.speech.begin()
+        if self._agent_echo.takes(content):  # what the caller had not heard, said again
+            self._again_turn = c.speech.begin()
             c.caller.tell(Kind.SPEECH, ["agent", content])
             return
         entry = self._store("assistant", content, c.speech.begin())
@@ -226,3 +259,8 @@ class AgentEvents:
         seen = self._ignored[what] = self._ignored.get(what, 0) + 1
         if seen == 1:
             log.debug("ignored from the agent, more of it are only counted", cid=self._c.cid, what=what)
+
+
+def _spoken_ms(content: str) -> float:
+    """What it takes to say this at the usual speed of speech."""
+    return len(content) / CHARACTERS_PER_SECOND * 1000

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,11 @@ WELCOMED_SECONDS = 7.0
 LEAD_IN_MS = 200
 """The edge says again so much of what came before; more than that is an utterance."""
 
+UTTERANCE_SECONDS = 60.0
+"""A caller who began to speak is waited for this long; what is not a word by then was a noise."""
+
 UNHEARD_SECONDS = 2.0
+KEEP_AGAIN_SECONDS = 0.25
 TOLD_SECONDS = 0.8
 """For a refusal to reach the edge before its own patience ends."""
 
@@ -138,10 +143,18 @@ class AgentSide:
             self._c.tasks.create_task(self._keep_amendments())
 
     async def _keep_amendments(self) -> None:
-        """They go with the call to its next owner."""
-        with contextlib.suppress(BridgeError):  # the next amendment writes them all again
+        """They go with the call to its next owner: written again and again until Redis has the newest."""
+        while True:
             fields = {"settings": {"amended": self.amendments.to_keep()}}
-            await self._worker.calls.amend(self._cid, we=self._c.we, fields=fields)
+            self._c.kept |= fields
+            try:
+                await self._worker.calls.amend(self._cid, we=self._c.we, fields=fields)
+            except BridgeError as error:
+                log.debug("amended settings wait for Redis", cid=self._cid, error=str(error))
+                await asyncio.sleep(KEEP_AGAIN_SECONDS)
+                continue
+            if fields["settings"]["amended"] == self.amendments.to_keep():
+                return
 
     def answered_function(self) -> None:
         """The agent was given the response to a function call; what it says next is owed now."""
@@ -185,6 +198,9 @@ class AgentSide:
         Args:
             replay: what the edge says about the caller at a takeover.
         """
+        if replay is None and self._loop.time() - self._c.caller_spoke_at < UTTERANCE_SECONDS:
+            replay = "ask"  # only the lost agent heard how the caller began
+            self._c.caller_spoke_at = -math.inf
         in_utterance = replay == "ask" or (isinstance(replay, int) and replay > LEAD_IN_MS)
         recovery, waiting = self._c.events.recover(caller_speaks=in_utterance)
         history = list(recovery.history)
@@ -200,12 +216,17 @@ class AgentSide:
             agent = await self._open(history, self._worker.settings.lost_seconds, failure, failures)
         self._c.functions.resume(waiting)
         if replay == "ask":
-            agent.say(agent.machine.inject_agent(self._worker.settings.ask_again))
+            self._inject(agent, "inject_agent", self._worker.settings.ask_again)
         elif recovery.caller_says:
-            agent.say(agent.machine.inject_user(recovery.caller_says))
+            self._inject(agent, "inject_user", recovery.caller_says)
         elif recovery.agent_says:
-            agent.say(agent.machine.inject_agent(recovery.agent_says))
+            self._inject(agent, "inject_agent", recovery.agent_says)
         return agent
+
+    def _inject(self, agent: Agent, verb: str, text: str) -> None:
+        """Before anything of the caller, and again if it is refused."""
+        agent.say(getattr(agent.machine, verb)(text))
+        self._c.injections.sent(verb, text)
 
     async def _open(
         self, history: list[dict[str, Any]] | None, seconds: float, after: AgentFailed | None = None, failures: int = 0
@@ -280,6 +301,7 @@ class AgentSide:
 
     def _gone(self) -> None:
         """No more of the turn will come: what is with the edge is played out, and the turn ends there."""
+        self._c.events.agent_gone()
         self._c.speech.done(announce=False)
         self._c.caller.pump()
 

@@ -260,6 +260,7 @@ class CallerSide:
         self.pump()
 
     async def _keep_start(self, parameters: dict[str, Any]) -> None:
+        self._c.kept["start"] = orjson.dumps(parameters).decode()
         with contextlib.suppress(BridgeError):  # it is for whoever looks the call up; the call does not need it
             await self._worker.calls.amend(self.cid, we=self._c.we, fields={"start": orjson.dumps(parameters).decode()})
 
@@ -267,8 +268,7 @@ class CallerSide:
         self.turn_over_at = self._loop.time()
         if over.announce:
             self._c.events.audio_done()
-        self._c.events.heard(over.lines)
-        self._c.tasks.create_task(self._keep_heard(over.lines))
+        self._c.tasks.create_task(self._keep_heard(self._c.events.turn_over(over)))
 
     def _keep_heard_of_former(self, turn: Turn, heard_ms: int, *, whole: bool) -> None:
         """The edge tells how much will have been heard of a turn whose owner is gone."""
@@ -354,6 +354,7 @@ class CallerSide:
         known = ("bridge", "caller", "bot", "media_format", "created_ms", "active_ms", "start")
         fields: dict[str, Any] = {name: self._c.record.raw[name] for name in known if name in self._c.record.raw}
         fields |= {"state": "active", "session_id": self._c.session.session_id}
+        fields |= self._c.kept
         if self._c.data:
             fields |= {"data": self._c.data, "activity": list(self.handled)}
         await self._worker.calls.restore(self.cid, fields, owner=self._worker.pod, we=self._c.we)

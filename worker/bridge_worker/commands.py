@@ -73,6 +73,13 @@ class Injections:
             self._current = self._waiting.popleft()
             self._c.tasks.create_task(self._work(self._current))
 
+    def sent(self, verb: str, text: str) -> None:
+        """The agent was sent this already, before all others; should it refuse it, it is tried again."""
+        if self._current is None:
+            self._outcome = self._c.loop.create_future()
+            self._current = verb, text
+            self._c.tasks.create_task(self._work(self._current, sent=True))
+
     def said(self, role: str, content: str) -> None:
         """A text of the conversation. The agent repeats what was injected, maybe sentence by sentence."""
         if self._current is not None and content.strip():
@@ -95,20 +102,23 @@ class Injections:
         self._outcome.set_result(outcome)
         return True
 
-    async def _work(self, first: tuple[str, str]) -> None:
+    async def _work(self, first: tuple[str, str], *, sent: bool = False) -> None:
         self._current = first
         while self._current is not None:
-            await self._inject(*self._current)
+            await self._inject(*self._current, sent=sent)
+            sent = False
             self._current = self._waiting.popleft() if self._waiting else None
         self._c.progress()
 
-    async def _inject(self, verb: str, text: str) -> None:
+    async def _inject(self, verb: str, text: str, *, sent: bool) -> None:
         c = self._c
         last = c.loop.time() + LONGEST_SECONDS
         until: float | None = None
         while (agent := await c.agent.ready_connection()) is not None:
-            self._outcome = c.loop.create_future()
-            agent.say(getattr(agent.machine, verb)(text))
+            if not sent or self._outcome is None:
+                self._outcome = c.loop.create_future()
+                agent.say(getattr(agent.machine, verb)(text))
+            sent = False
             try:
                 async with asyncio.timeout(REACTION_SECONDS):
                     outcome = await self._outcome
@@ -190,6 +200,7 @@ class Commands:
         is away for that long keeps nobody from a transfer. Cancelling it may leave either undone."""
         c = self._c
         handoff = {"target": target, "reason": reason, "summary": summary, "after": c.lines.last}
+        c.kept["handoff"] = handoff
         try:
             async with asyncio.timeout(STORED_SECONDS):
                 await c.worker.calls.amend(c.cid, we=c.we, fields={"handoff": handoff})

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,7 +32,7 @@ from bridge_shared.redis.transcripts import Entry, FencedStream
 from bridge_shared.types.audiocodes import SessionStartEvent
 from bridge_worker.agent import Agent
 from bridge_worker.agent_events import AgentEvents
-from bridge_worker.agent_side import AgentSide
+from bridge_worker.agent_side import UTTERANCE_SECONDS, AgentSide
 from bridge_worker.caller_side import CallerSide
 from bridge_worker.commands import Commands, Injections
 from bridge_worker.ending import Ending, carry_out, lanes_idle
@@ -53,9 +54,6 @@ log = logs.get("worker.conversation")
 
 LAST_FRAMES_SECONDS = 2.0
 QUIET_LOOK_SECONDS = 0.05
-UTTERANCE_SECONDS = 60.0
-"""A caller who began to speak is waited for this long; what is not a word by then was a noise."""
-
 GREETING_SECONDS = 5.0
 """An agent that has said nothing yet may be about to greet."""
 
@@ -135,6 +133,8 @@ class Conversation:
         self.control = Commands(self)
         self.session._begin(record.session_id, self.cid, self.media.token, self.control)
         self._data = record.raw.get("data", "")
+        self.kept: dict[str, Any] = {}
+        """What this owner has written into the call's record, to write it again should Redis lose it."""
         self._data_waits = False
         self._keeping = asyncio.Lock()
         self.session._data = SessionData(self._data, self._keep_soon)
@@ -277,6 +277,7 @@ class Conversation:
             return self.end("hangup", "abandoned")
         self.accepted = True
         self.active_at = self.loop.time()
+        self.kept["active_ms"] = str(int(time.time() * 1000))
         self.session._state = SessionState.ACTIVE
         self.caller.tell(Kind.ACCEPT, [self.media.token])
         self.telephony.put(

@@ -113,6 +113,9 @@ async def _end_in_redis(c: Conversation, ending: Ending) -> Ended:
     )
     if ended.first or ended.finish != "owed":
         return ended
+    record = await calls.read(c.cid)
+    if record is not None and record.finisher == pod and record.owner == pod:
+        return Ended(True, ended.reason, ended.detail, "owed")  # it was us, and the reply was lost
     claimed = await calls.claim_finish(c.cid, worker=pod, seen_finisher="")
     return ended if claimed is not None else Ended(False, ended.reason, ended.detail, "done")
 

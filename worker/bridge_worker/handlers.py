@@ -184,7 +184,7 @@ class Handlers:
                 result = handler(session, event)
                 if inspect.iscoroutine(result):
                     await result
-        except (Exception, asyncio.CancelledError) as error:
+        except (Exception, asyncio.CancelledError, SystemExit) as error:
             problem = _problem(error, limit, seconds)
             metrics.handler_errors.labels(event=name).inc()
             log.exception("handler raised", event_name=name, session_id=session.session_id)
@@ -318,6 +318,8 @@ class Lane:
                 log.error("handlers are too slow, events are dropped", session_id=self._session.session_id)
         if full or self.closed:
             self._handled += 1
+            if queued.failed is not None:
+                queued.failed(RuntimeError("too many events wait for handlers, or the call is over"))
             if queued.done is not None:
                 queued.done()
             return
@@ -350,13 +352,17 @@ class Lane:
                 queued.done()
 
 
-def _problem(error: Exception | asyncio.CancelledError, limit: asyncio.Timeout, seconds: float) -> Exception:
+def _problem(
+    error: Exception | asyncio.CancelledError | SystemExit, limit: asyncio.Timeout, seconds: float
+) -> Exception:
     """What to say of a handler that failed; a cancellation that was meant for its task passes."""
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise error
         return RuntimeError("something it waited for was cancelled")
+    if isinstance(error, SystemExit):  # one call's handler ends neither the process nor the other calls
+        return RuntimeError(f"it called sys.exit({error.code!r})")
     if isinstance(error, TimeoutError) and limit.expired():
         return TimeoutError(f"it took longer than {seconds:g} s and was cancelled")
     return error

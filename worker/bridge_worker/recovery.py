@@ -36,11 +36,30 @@ class Recovery:
         history: items for `agent.context.messages`, oldest first.
         caller_says: to be sent as `InjectUserMessage`, if not empty.
         agent_says: to be sent as `InjectAgentMessage`, if not empty.
+        again: the transcript entries of which that is the rest.
     """
 
     history: tuple[dict[str, Any], ...]
     caller_says: str = ""
     agent_says: str = ""
+    again: tuple[str, ...] = ()
+
+
+class Echo:
+    """What somebody is made to say, and comes back as a text of the conversation: as a whole, or sentence by sentence.
+    It is in the transcript already."""
+
+    def __init__(self, text: str = "") -> None:
+        self._left = text.strip()
+
+    def takes(self, content: str) -> bool:
+        """Whether this text is (part of) what comes back. The first that is not ends the echo."""
+        said = content.strip()
+        if said and self._left.startswith(said):
+            self._left = self._left[len(said) :].lstrip()
+            return True
+        self._left = ""
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +87,12 @@ def recover(
         call_open: the conversation waits for a function call. What the agent said meanwhile is left out as well.
     """
     past, caller_says, agent_says = list(lines), "", ""
+    again: tuple[str, ...] = ()
     if not caller_speaks:
         if call_open and (asked := _last_of_caller(past)):
             past = past[:asked]
         past, caller_says = _unanswered(past)
-        agent_says = "" if caller_says else _unheard(past)
+        agent_says, again = ("", ()) if caller_says else _unheard(past)
     waiting = list(functions)
     items: list[dict[str, Any]] = []
     for line in past:
@@ -82,7 +102,7 @@ def recover(
         if content:
             items.append({"type": "History", "role": line.role, "content": content})
     items.extend(function.item for function in waiting)
-    return Recovery(tuple(newest(items)), caller_says, agent_says)
+    return Recovery(tuple(newest(items)), caller_says, agent_says, again)
 
 
 def heard_text(line: Line) -> str:
@@ -124,18 +144,19 @@ def _last_of_caller(lines: Sequence[Line]) -> int:
     return next((number for number in range(len(lines), 0, -1) if lines[number - 1].role == "user"), 0)
 
 
-def _unheard(lines: Sequence[Line]) -> str:
-    """What the agent was saying when it was cut off: the unheard sentences of its last turn."""
+def _unheard(lines: Sequence[Line]) -> tuple[str, tuple[str, ...]]:
+    """What the agent was saying when it was cut off: the unheard sentences of its last turn, and their entries."""
     if not lines or lines[-1].role != "assistant":
-        return ""
+        return "", ()
     turn = [line for line in lines if line.turn == lines[-1].turn and line.role == "assistant"]
-    rest = []
+    rest, entries = [], []
     for line in turn:
         heard = heard_text(line)
         if heard != line.content:
             count = len(_sentences(heard))
             rest.append(" ".join(_sentences(line.content)[count:]))
-    return " ".join(rest)
+            entries.append(line.id)
+    return " ".join(rest), tuple(entries)
 
 
 def _sentences(text: str) -> list[str]:

@@ -113,6 +113,15 @@ class Speech:
         """Whether there is a turn that the caller has not heard to its end."""
         return bool(self._turns)
 
+    @property
+    def unfinished(self) -> tuple[str, float] | None:
+        """The line that the agent is in the middle of: its entry, and the milliseconds of it that have come. None when
+        no turn is open, or it has no line."""
+        if self._current is None or not self._current.lines:
+            return None
+        line = self._current.lines[-1]
+        return line.entry, self._current.received_ms - line.begins_ms
+
     def audio(self, data: bytes, now: float) -> bool:
         """Take a binary frame of the agent. False if it is of a turn that was cut, or no whole sample."""
         if now < self._gate_until:
@@ -120,9 +129,9 @@ class Speech:
         samples = self._align.feed(data)
         if not samples:
             return False
-        if not self.speaking:
-            self._told_at = now
         turn = self._begin()
+        if not turn.received_ms and turn is self._turns[0]:  # the edge cannot have told of it yet
+            self._told_at = now
         room = self._room - self._waiting_bytes
         if len(samples) > room:
             self.dropped_ms += self._media.ms(len(samples) - room)
@@ -184,7 +193,7 @@ class Speech:
         """The caller is at another edge, which has nothing of what the former one had. What was not heard goes to it
         as turns with ids of their own, from where the former one's last report left it; after a longer silence it is
         cut instead."""
-        if now > self._told_at + FRESH_SECONDS:
+        if now > self._told_at + FRESH_SECONDS and any(turn.received_ms for turn in self._turns):
             return self.cut(now)
         cut = [turn for turn in self._turns if turn.cut]
         self._out = [(Kind.CUT, [list(cut[-1].id)], 0)] if cut else []  # its report may be lost with the former edge

@@ -41,6 +41,9 @@ FULL_LOAD_WAIT_SECONDS = 0.02
 TIE_SECONDS = 0.004
 """Among workers with the same load chance decides, for each call anew: so that no one gets all of a burst."""
 
+STRANGER_SECONDS = 2.0
+"""So often at most it is looked up whether a call that an edge thinks is here, is."""
+
 TURNED_AWAY_WAIT_SECONDS = 0.5
 """And one that Deepgram refuses, or that cannot reach it, so much longer: another may be better off."""
 
@@ -84,7 +87,9 @@ class Worker:
         self.settings = settings
         self.loop = asyncio.get_running_loop()
         self.state = state
-        self._pod = Pod("worker", state, media, settings, self._info, on_command=self._commanded)
+        self._pod = Pod(
+            "worker", state, media, settings, self._info, on_command=self._commanded, on_stranger=self._stranger
+        )
         self.pod = self._pod.id
         self.calls = self._pod.calls
         self.outbox = self._pod.outbox
@@ -96,6 +101,7 @@ class Worker:
         self._offers = Offers(state, settings.fleet, self._offered)
         self._conversations: dict[str, Conversation] = {}
         self._claiming: set[str] = set()
+        self._asked_at: dict[str, float] = {}
         self._none_claiming = asyncio.Event()
         self._none_claiming.set()
         self._giving: dict[str, Giving] = {}
@@ -316,6 +322,31 @@ class Worker:
     def command(self, pod: str, cid: str, token: str, verb: str) -> None:
         """Send a word of a hand-over to another pod; it may be lost."""
         self.outbox.post(pod, Frame(VERSION, cid, 0, 0, 0, 0, 0, Kind.COMMAND, [token, verb, [], ""]))
+
+    def _stranger(self, sender: str, frame: Frame) -> None:
+        """A frame of a call that is not here: an edge takes us for its owner. It may be right, if the reply to our
+        claim was lost."""
+        cid, now = frame.cid, self.loop.time()
+        if frame.kind is Kind.HELLO and cid not in self._claiming and now > self._asked_at.get(cid, 0.0):
+            self._asked_at = {cid: until for cid, until in self._asked_at.items() if until > now}
+            self._asked_at[cid] = now + STRANGER_SECONDS
+            self._tasks.create_task(self._adopt(cid))
+
+    async def _adopt(self, cid: str) -> None:
+        try:
+            record = await self.calls.read(cid)
+        except BridgeError as error:
+            log.debug("a call that may be ours cannot be read now", cid=cid, error=str(error))
+            return
+        if record is None or record.owner != self.pod or record.state == "ended" or cid in self._conversations:
+            return
+        hosted = self.hosted.get(record.bridge)
+        if hosted is None or cid in self._claiming:
+            return
+        log.warning("this worker owns a call that it does not serve; it does now", cid=cid)
+        self._claiming.add(cid)
+        self._none_claiming.clear()
+        await self._serve(hosted, Claimed(record.we, record.edge, record.ee, record), "worker_lost", None)
 
     async def answer(self, reply: str, answer: bytes) -> None:
         """Answer whoever sent a command; one that cannot be answered is asked again."""

@@ -87,8 +87,11 @@ class Stage:
         for door in self._doors:
             self._show_door(door)
         door = self._doors[0]
+        issuer = self._process.settings.oidc_issuer
         if simulated and door.authenticate is not None:
             self._say("No simulated call is placed: how to get past `authenticate` is not known here.")
+        elif simulated and issuer is not None and not door.tokens:
+            self._say("No simulated call is placed: callers need a JWT of BRIDGE_OIDC_ISSUER (bridgectl call --token)")
         elif simulated:
             await self._demonstrate(door)
         if not self._process.draining.is_set():
@@ -96,7 +99,7 @@ class Stage:
 
     def _show_door(self, door: Door) -> None:
         self._say(f"Bot URL for Live Hub: ws://<this machine>:{self._address(door)}  (wss:// behind your TLS proxy)")
-        self._say(f"               Token: {_token_notice(door)}")
+        self._say(f"               Token: {_token_notice(door, issued=self._process.settings.oidc_issuer is not None)}")
 
     async def _demonstrate(self, door: Door) -> None:
         """Place one simulated call, show the conversation as it reaches Redis, say how to read it."""
@@ -242,10 +245,10 @@ def _colourful(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def _token_notice(door: Door) -> str:
+def _token_notice(door: Door, *, issued: bool) -> str:
     if door.authenticate is not None:
         return "the application's `authenticate` decides who may call"
-    if door.issuer is not None:
+    if issued:
         return "callers must show a JWT of BRIDGE_OIDC_ISSUER, or one of the tokens"
     if door.tokens:
         return "callers must show it; in Live Hub give the one of AC_TOKEN, or of the application"
