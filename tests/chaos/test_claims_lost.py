@@ -1,4 +1,4 @@
-"""A claim is carried out by Redis, and the reply to it is lost: the call must not fall between its owner and everybody."""
+"""Redis carries a claim out, and the reply is lost: the call must not fall between its owner and everybody else."""
 
 from __future__ import annotations
 

@@ -327,7 +327,7 @@ class Worker:
         """A frame of a call that is not here: an edge takes us for its owner. It may be right, if the reply to our
         claim was lost."""
         cid, now = frame.cid, self.loop.time()
-        if frame.kind is Kind.HELLO and cid not in self._claiming and now > self._asked_at.get(cid, 0.0):
+        if frame.kind == Kind.HELLO and cid not in self._claiming and now > self._asked_at.get(cid, 0.0):
             self._asked_at = {cid: until for cid, until in self._asked_at.items() if until > now}
             self._asked_at[cid] = now + STRANGER_SECONDS
             self._tasks.create_task(self._adopt(cid))
