@@ -79,7 +79,9 @@ async def judge(
     assert [(r.problem, r.violations) for r in talking.reports] == [(None, [])] * len(talking.calls)
     witnesses = [Witness(connection) for connection in agent.connections]
     calls = await _calls(redis_url, talking, witnesses)
-    missing = list(_missing_answers(calls, witnesses)) + [said for call in calls for said in _missing_user(call)]
+    missing = list(_missing_answers(calls, witnesses)) + [
+        said for call in calls for said in _missing_user(call, broken=bool(talking.faults))
+    ]
     for at, text in missing:
         assert any(began <= at <= ended for began, ended in talking.faults), f"lost: {text}"
     for call in calls:
@@ -88,6 +90,7 @@ async def judge(
     await _finished_once(talking, pods)
     commands = _commands(talking, calls)
     assert commands[2] == 0, "a command was carried out twice"
+    assert commands[0] == 0 or talking.faults, "a command was lost, and nothing was broken"
     answers = [ms for report in talking.reports for ms in report.answer_ms]
     note(
         experiment,
@@ -129,7 +132,7 @@ def _missing_answers(calls: list[Call], witnesses: list[Witness]) -> Iterator[Sa
     return (said for witness in witnesses for said in witness.assistant if said[1] not in stored)
 
 
-def _missing_user(call: Call) -> Iterator[Said]:
+def _missing_user(call: Call, *, broken: bool) -> Iterator[Said]:
     """What the caller said, as some agent understood it, and that is not stored."""
     left = call.user
     for witness in call.witnesses:
@@ -138,8 +141,8 @@ def _missing_user(call: Call) -> Iterator[Said]:
                 left[text] -= 1
             else:
                 yield at, text
-    # one who died before it answered has left no line by which it could be known
-    assert left.total() <= 1, f"stored twice: {left}"
+    # an agent that was lost before it answered has left no line by which it could be known
+    assert left.total() <= broken, f"stored twice: {left}"
 
 
 def _in_order(call: Call) -> None:

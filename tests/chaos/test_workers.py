@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from experiment import experiment
+from figures import note
 from talking import busiest
 
 from bridge_sim.agent import SimulatedAgent
@@ -62,13 +63,19 @@ async def test_calls_of_a_worker_that_stood_still_for_ten_seconds_go_on_elsewher
     promise = "taken over in 4 s, nothing stale"
     async with experiment(redis_url, agent, tmp_path, "worker SIGSTOP 10 s", promise) as e:
         first = busiest(e.workers)
+        (other,) = [worker for worker in e.workers if worker is not first]
+        theirs, loop = len(first.logged("agent connected")), asyncio.get_running_loop()
         with e.fault(after=1.0):
             first.pause()
-            await asyncio.sleep(10)
+            stopped = loop.time()
+            await other.until(lambda: len(other.logged("call taken over")) == theirs, 20, "the takeovers")
+            taken = (loop.time() - stopped) * 1000
+            await asyncio.sleep(10 - (loop.time() - stopped))
             first.go_on()
         await e.another_turn()
         assert sum(not connection.closed for connection in agent.connections) == len(e.talking.calls)
         assert agent.total > len(e.talking.calls)
+    note("worker SIGSTOP: ms until all its calls are taken over", "4 s", calls=theirs, max=taken)
 
 
 async def test_workers_that_stand_still_for_less_than_a_second_and_a_half_keep_their_calls(
