@@ -79,8 +79,10 @@ async def judge(
     assert [(r.problem, r.violations) for r in talking.reports] == [(None, [])] * len(talking.calls)
     witnesses = [Witness(connection) for connection in agent.connections]
     calls = await _calls(redis_url, talking, witnesses)
-    missing = list(_missing_answers(calls, witnesses)) + [
-        said for call in calls for said in _missing_user(call, broken=bool(talking.faults))
+    broken = bool(talking.faults)
+    missing = [
+        *_missing_answers(calls, witnesses),
+        *(said for call in calls for said in _missing_user(call, broken=broken)),
     ]
     for at, text in missing:
         assert any(began <= at <= ended for began, ended in talking.faults), f"lost: {text}"
