@@ -151,7 +151,9 @@ def add(app: FastAPI, calls: Calls, remote: Remote, token: str | None) -> None:
             headers = {"WWW-Authenticate": "Bearer"}
             raise HTTPException(401, "This needs the bearer token of BRIDGE_ADMIN_TOKEN", headers)
 
-    refusals: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (401, 403, 404, 409, 503)}
+    refusals: dict[int | str, dict[str, Any]] = {
+        status: {"model": Problem} for status in (400, 401, 403, 404, 409, 503)
+    }
     router = APIRouter(prefix="/v1", dependencies=[Depends(bearer), Depends(authorised)], responses=refusals)
 
     @router.get("/calls")
