@@ -1,6 +1,7 @@
 """The admin API `/v1`: every live call from any pod. With `BRIDGE_ADMIN_TOKEN` as bearer token; 403 if there is none.
 
     GET  /v1/calls                        the live calls, oldest first, page by page
+    GET  /v1/pods                         the pods and how full they are
     GET  /v1/calls/{cid}                  one call, live or kept
     GET  /v1/calls/{cid}/transcript       what was said; `?follow=true` streams it until the call ends
     POST /v1/calls/{cid}/hangup           also transfer, say, finish, inject, prompt, dtmf, play
@@ -19,13 +20,15 @@ from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Query, Request
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, Field
 
 from bridge_shared import __version__
 from bridge_shared.errors import BridgeError, CallOver, CallUnknown, CommandRefused, RedisUnavailable
+from bridge_shared.page import PAGE as PAGE_HTML
 from bridge_shared.redis.calls import CallRecord, Calls, Line
+from bridge_shared.redis.fleet import Fleet, PodInfo
 from bridge_shared.remote import Remote
 
 PAGE: Final = 100
@@ -64,6 +67,24 @@ class CallPage(BaseModel):
 
     calls: list[CallView]
     next: str | None
+
+
+class PodView(BaseModel):
+    """One pod as it announces itself. A dead one stays on the list for a minute."""
+
+    pod: str
+    role: str
+    calls: int
+    capacity: int
+    agents: int
+    draining: bool
+    version: str
+
+
+class Pods(BaseModel):
+    """The pods of the fleet, workers first."""
+
+    pods: list[PodView]
 
 
 class LineView(BaseModel):
@@ -134,11 +155,11 @@ class Problem(BaseModel):
     detail: str
 
 
-def add(app: FastAPI, calls: Calls, remote: Remote, token: str | None) -> None:
+def add(app: FastAPI, calls: Calls, remote: Remote, fleet: Fleet, token: str | None) -> None:
     """Add the API to a pod's admin application.
 
     Args:
-        calls, remote: of the loop that serves it.
+        calls, remote, fleet: of the loop that serves it.
         token: the bearer token; None closes the API.
     """
     bearer = HTTPBearer(auto_error=False)
@@ -167,6 +188,12 @@ def add(app: FastAPI, calls: Calls, remote: Remote, token: str | None) -> None:
         records = [record for cid in some if (record := await calls.read(cid)) is not None]
         more = begin + limit < len(live)
         return CallPage(calls=[call_view(record) for record in records], next=some[-1] if more and some else None)
+
+    @router.get("/pods")
+    async def list_pods() -> Pods:
+        """The pods of the fleet and how full they are."""
+        found = sorted((await fleet.pods()).values(), key=lambda pod: (pod.role != "worker", pod.pod))
+        return Pods(pods=[pod_view(pod) for pod in found])
 
     @router.get("/calls/{cid}")
     async def get_call(cid: Cid) -> CallView:
@@ -238,6 +265,10 @@ def add(app: FastAPI, calls: Calls, remote: Remote, token: str | None) -> None:
     async def openapi() -> JSONResponse:
         return JSONResponse(get_openapi(title="Bridge", version=__version__, routes=router.routes))
 
+    @app.get("/", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        return HTMLResponse(PAGE_HTML)
+
     app.include_router(router)
 
     @app.exception_handler(BridgeError)
@@ -262,6 +293,24 @@ def call_view(record: CallRecord) -> CallView:
         conversation_id=record.cid,
         data=_object(record.raw.get("data")) or {},
         handoff=_object(record.raw.get("handoff")),
+    )
+
+
+def pod_view(pod: PodInfo) -> PodView:
+    """A pod as the API shows it; what it does not say, or says oddly, is 0."""
+
+    def number(name: str) -> int:
+        value = pod.info.get(name)
+        return value if isinstance(value, int) else 0
+
+    return PodView(
+        pod=pod.pod,
+        role=pod.role,
+        calls=number("load"),
+        capacity=number("capacity"),
+        agents=number("agents"),
+        draining=bool(pod.info.get("draining")),
+        version=str(pod.info.get("version", "")),
     )
 
 

@@ -270,6 +270,9 @@ class Settings(BaseSettings):
     # A call
     play_lead_ms: int = _setting(300, "how far playing may run ahead of real time", "milliseconds", low=20, high=5000)
     play_chunk_ms: int = _setting(100, "audio in one message to the caller", "milliseconds", low=10, high=1000)
+    redact: str | None = _setting(
+        None, "regular expressions, one a line: what they match in an utterance is never stored"
+    )
     abort_prompts: bool = _setting(
         False,
         "on an interruption, send abortPrompts too; what VAIC does with it is unconfirmed",
@@ -332,6 +335,11 @@ class Settings(BaseSettings):
                 "Set it to at most that",
                 env_name("authenticate_timeout"),
             )
+        for line in (self.redact or "").splitlines():
+            try:
+                re.compile(line)
+            except re.error as error:
+                raise _wrong(f"{line!r} is no regular expression ({error})", "Mend it", env_name("redact")) from None
         if self.play_chunk_ms > self.play_lead_ms:
             raise _wrong(
                 f"{self.play_chunk_ms} is more than {env_name('play_lead_ms')}, {self.play_lead_ms}",

@@ -396,6 +396,20 @@ async def test_a_sentence_in_which_the_caller_was_lost_goes_on_when_he_is_back(r
     assert not any(line.interrupted for line in lines)
 
 
+async def test_what_must_not_be_kept_reaches_neither_redis_nor_handlers(redis_url: str) -> None:
+    bridge = make_bridge(redact=lambda text: text.replace("hours", "[gone]"))
+    async with stage(redis_url, bridge, redact="eight|six") as s, calling(s.app.url) as call:
+        await call.say("opening_hours")
+        await call.wait_answer()
+        lines = await s.app.calls("transcript", call.conversation_id)
+        await call.hang_up()
+    kept = [
+        "What are your opening [gone], please?",
+        "We are open from [redacted] to [redacted], Monday to Friday.",
+    ]
+    assert [line.content for line in lines] == [content for _, content in s.notes.texts] == kept
+
+
 async def test_what_an_answer_took_is_told_and_kept(redis_url: str) -> None:
     bridge = make_bridge()
     told: list[Any] = []

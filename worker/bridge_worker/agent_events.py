@@ -65,9 +65,9 @@ class AgentEvents:
                 if c.speech.audio(data, now):
                     c.timings.audio(c.speech.turn, now)
             case dg.ConversationText(role="user", content=content):
-                self._user_said(content)
+                self._user_said(c.redacted(content))
             case dg.ConversationText(role="assistant", content=content):
-                self._agent_says(content)
+                self._agent_says(c.redacted(content))
             case dg.UserStartedSpeaking():
                 c.caller_spoke_at = c.loop.time()
                 c.functions.caller_spoke()

@@ -37,6 +37,7 @@ from bridge_worker.caller_side import CallerSide
 from bridge_worker.commands import Commands, Injections
 from bridge_worker.ending import Ending, carry_out, lanes_idle
 from bridge_worker.function_calls import FunctionCalls
+from bridge_worker.redaction import Redaction
 from bridge_worker.remote import Elsewhere
 from bridge_worker.session import SessionState
 from bridge_worker.session_data import SessionData
@@ -117,6 +118,7 @@ class Conversation:
             history=[(line.id, line.fields) for line in past.said],
             on_fenced=self.fenced,
         )
+        self.redacted = Redaction(worker.settings.redact, hosted.config.redact)
         self.functions = FunctionCalls(self, past.called)
         self.why: Why = why
         self.caller_spoke_at = -math.inf

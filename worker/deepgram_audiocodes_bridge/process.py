@@ -36,6 +36,7 @@ from bridge_shared.redis.calls import Calls
 from bridge_shared.redis.commands import Commands
 from bridge_shared.redis.connection import Server, connect
 from bridge_shared.redis.embedded import EmbeddedRedis
+from bridge_shared.redis.fleet import Fleet
 from bridge_shared.remote import Remote
 from bridge_sim.agent import SimulatedAgent
 from bridge_worker.handlers import Handlers
@@ -345,6 +346,7 @@ class Process:
             admin.app,
             calls,
             Remote(calls, Commands(self.state, media)),
+            Fleet(self.state, settings.fleet, "admin", "edge"),
             token.get_secret_value() if token is not None else None,
         )
         admin.bind()

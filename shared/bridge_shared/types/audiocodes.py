@@ -161,6 +161,8 @@ class BridgeConfig:
         port: TCP port to listen on.
         preferred_media_formats: the first of these that the caller's side offers is used.
         name: what the bridge is called in the fleet and in URL paths, by default its port. Ours, not in the original.
+        redact: given every utterance before it is stored, returns what of it may be kept. Ours. It runs in the thread
+            that moves audio, so it must be quick; what it raises costs the utterance.
     """
 
     deepgram_api_key: str = field(repr=False)
@@ -171,6 +173,7 @@ class BridgeConfig:
     port: int = 8081
     preferred_media_formats: tuple[AudioCodesMediaFormat, ...] = ("raw/mulaw", "raw/lpcm16_8", "raw/lpcm16")
     name: str | None = None  # ours
+    redact: Callable[[str], str] | None = None  # ours
 
 
 @dataclass(frozen=True, slots=True)
