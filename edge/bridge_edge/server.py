@@ -165,6 +165,8 @@ class Edge:
             return "not listening yet"
         if self.full:
             return "at capacity"
+        if self._pod.fleet.away:
+            return "Redis does not answer"
         keyless = self._issuer is not None and not self._issuer.ready
         if keyless and any(door.open for port in self._ports.values() for door in port.doors.values()):
             return "the keys of the token issuer are not known"

@@ -16,6 +16,7 @@ import httpx
 from bridge_sim.agent import AgentScript, SimulatedAgent
 from bridge_sim.caller import SimulatedCall
 from bridge_sim.plan import CallPlan
+from conftest import RedisServer
 from deepgram_audiocodes_bridge.store import CallStore
 from pods import Pod, Pods, application, environment
 
@@ -110,6 +111,28 @@ async def test_the_api_says_what_is_wrong_with_a_request(redis_url: str, tmp_pat
             assert (await known.get("/v1/calls/a b")).status_code == 422
             paths = (await known.get("/v1/openapi.json")).json()["paths"]
             assert "/v1/calls/{cid}/transcript" in paths
+
+
+async def test_while_redis_is_away_the_api_says_so_and_pods_are_not_ready(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    async with (
+        SimulatedAgent(QUICK) as agent,
+        Pods(redis_server.url, agent.url, application(tmp_path), BRIDGE_ADMIN_TOKEN=TOKEN) as pods,
+    ):
+        edge, worker = await asyncio.gather(pods.edge(), pods.worker())
+        redis_server.pause()
+        try:
+            async with api(edge) as known:
+                answer = await known.get("/v1/calls", timeout=20)
+                assert (answer.status_code, list(answer.json())) == (503, ["detail"])
+            for pod in (edge, worker):
+                await pod.until(lambda pod=pod: pod.get("/readyz")[0] == 503, 15, "being not ready")
+                assert pod.get("/healthz")[0] == 200
+        finally:
+            redis_server.resume()
+        for pod in (edge, worker):
+            await pod.until(lambda pod=pod: pod.get("/readyz")[0] == 200, 15, "being ready again")
 
 
 async def test_bridgectl_shows_calls_and_acts_on_them(redis_url: str, tmp_path: Path) -> None:

@@ -174,6 +174,8 @@ class Worker:
             return "draining"
         if not self.hosted:
             return "no bridge yet"
+        if self._pod.fleet.away:
+            return "Redis does not answer"
         return None
 
     def _info(self) -> dict[str, Any]:

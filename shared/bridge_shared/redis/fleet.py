@@ -40,6 +40,9 @@ INFO_SECONDS: Final = 5.0
 FLEET_TTL_SECONDS: Final = 3600
 """How long the fleet's keys stay after the last pod wrote them."""
 
+AWAY_SECONDS = 3.0
+"""A pod whose heartbeat has not reached Redis for so long should get no new calls."""
+
 SWEEP_SECONDS: Final = 60.0
 """A pod proven silent this long is taken off the lists."""
 
@@ -105,6 +108,7 @@ class Fleet:
         self._mine = self._workers if role == "worker" else self._edges
         self._wire = server.dedicated("beat", key=self._beat)
         self.watch = Watch(subscriptions=subscriptions)
+        self._beaten_at = -math.inf
 
     async def run(
         self,
@@ -129,6 +133,11 @@ class Fleet:
                 await asyncio.gather(alive, return_exceptions=True)
             finally:
                 await self._wire.close()
+
+    @property
+    def away(self) -> bool:
+        """Whether no heartbeat of this pod has reached Redis for a while."""
+        return time.monotonic() > self._beaten_at + AWAY_SECONDS
 
     async def leave(self) -> None:
         """Take this pod off the lists, after `run` was cancelled. Safe to cancel: others sweep it after a minute."""
@@ -197,6 +206,7 @@ class Fleet:
                 if replies[0] <= before:
                     said_at = -math.inf  # counted anew: what we said is lost, too
                 before = replies[0]
+                self._beaten_at = time.monotonic()
                 if away:
                     log.info("the heartbeat goes on")
                     away = False
