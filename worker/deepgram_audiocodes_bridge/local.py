@@ -207,6 +207,9 @@ def _processes(app: Path, workers: int, edges: int, simulated: bool, settings: S
                 Child(f"edge {n + 1}", "edge", host, admins.pop(), environment | {"BRIDGE_PORT": str(first + n)})
             )
             say(f"edge {n + 1}: ws://{stage.in_url(host)}:{first + n}")
+        if process.embedded:
+            say(f"For bridgectl in another terminal: export REDIS_URL={process.redis_url}")
+        say(f"A call: bridgectl call --url ws://{stage.in_url(host)}:{first}")
         return Children(app, pods, settings.drain_seconds + GRACE_SECONDS, say).run()
     finally:
         process.close()
