@@ -86,6 +86,34 @@ async def test_a_call_is_seen_and_acted_on_through_the_api_of_any_pod(redis_url:
     assert [activity["name"] for activity in call.report().activities] == ["hangup"]
 
 
+async def test_the_api_injects_amends_the_prompt_plays_and_sends_digits(redis_url: str, tmp_path: Path) -> None:
+    async with (
+        SimulatedAgent(QUICK) as agent,
+        Pods(redis_url, agent.url, application(tmp_path), BRIDGE_ADMIN_TOKEN=TOKEN) as pods,
+    ):
+        edge, _ = await asyncio.gather(pods.edge(), pods.worker())
+        async with api(edge) as client, calling(edge) as call:
+            bodies: dict[str, dict[str, str]] = {
+                "prompt": {"prompt": "Be brief."},
+                "inject": {"text": "What did I say first?"},
+                "dtmf": {"digits": "47#"},
+                "play": {"url": "https://example.org/a.wav"},
+            }
+            for name, body in bodies.items():
+                answer = await client.post(f"/v1/calls/{call.conversation_id}/{name}", json=body)
+                assert answer.status_code == 202, name
+            connection = agent.connections[0]
+            await connection.wait_for(lambda a: ("prompt", "Be brief.") in a.updates, 10)
+            await connection.wait_for(lambda a: ("user", "What did I say first?") in a.injections, 10)
+            await edge.until(lambda: len(call.report().activities) == 2, 10, "the activities")
+            await call.hang_up()
+    sent = [(activity["name"], activity["activityParams"]) for activity in call.report().activities]
+    assert sent == [
+        ("sendDtmf", {"dtmfDigits": "47#"}),
+        ("playUrl", {"playUrlUrl": "https://example.org/a.wav"}),
+    ]
+
+
 async def _events(client: httpx.AsyncClient, path: str) -> list[str]:
     async with client.stream("GET", path, timeout=30) as answer:
         lines = [line async for line in answer.aiter_lines()]
