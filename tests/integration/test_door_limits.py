@@ -260,7 +260,7 @@ async def test_no_hostile_input_on_other_connections_harms_a_call(redis_url: str
 @pytest.mark.slow
 async def test_thousands_of_connections_that_say_nothing_harm_no_call(redis_url: str, eventually: Eventually) -> None:
     before = refusals("connections")
-    async with stage(redis_url, bridge=greeting(), connections=1000, first_message_timeout=3.0) as bridge:
+    async with stage(redis_url, bridge=greeting(), connections=1000, first_message_timeout=60.0) as bridge:
         edge = bridge.app.process.edge
         assert edge is not None
         async with talk_beside(bridge), contextlib.AsyncExitStack() as crowd:

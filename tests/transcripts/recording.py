@@ -28,6 +28,7 @@ from harness import GREETING, configuration, running
 
 FOLDER = Path(__file__).parent
 SECONDS = 20.0
+LISTENING = {"userStream.start", "userStream.started", "userStream.stop", "userStream.stopped"}
 
 Line = dict[str, Any]
 
@@ -174,13 +175,16 @@ def write(name: str, lines: Iterable[Line]) -> None:
 
 
 def shape(lines: Iterable[Line]) -> dict[str, list[str]]:
-    """What each side said, by type, in order; chunks in a row count once."""
+    """What each side said, by type, in order; chunks in a row count once. When VAIC begins and ceases to listen is a
+    matter of moments, and left out."""
     said: dict[str, list[str]] = {"vaic": [], "bridge": []}
     for line in lines:
         if "from" not in line:
             continue
         message = line["message"]
         kind = message["type"]
+        if kind in LISTENING:
+            continue
         if kind == "activities":
             kind += " " + " ".join(str(activity.get("name")) for activity in message["activities"])
         kind = re.sub(r"\.chunk$", ".chunk …", kind)
