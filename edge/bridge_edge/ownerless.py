@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
+from bridge_edge.opening import OFFER_AGAIN_SECONDS
 from bridge_shared import logs
 from bridge_shared.link import Link
 
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from bridge_edge.call import Call
 
 log = logs.get("edge.call")
-
-OFFER_AGAIN_SECONDS = 0.5
 
 ORPHAN_SECONDS = 20.0
 """A call whose owner is dead waits so long for another one (DESIGN §7)."""

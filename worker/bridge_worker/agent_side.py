@@ -156,10 +156,6 @@ class AgentSide:
             if fields["settings"]["amended"] == self.amendments.to_keep():
                 return
 
-    def answered_function(self) -> None:
-        """The agent was given the response to a function call; what it says next is owed now."""
-        self.answers.answered(self._loop.time())
-
     async def close(self) -> None:
         """Close what was prepared and never used. Cancelling it breaks the connection off."""
         if self._prepared is not None:

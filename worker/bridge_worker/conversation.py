@@ -221,6 +221,9 @@ class Conversation:
             self.loop.call_soon_threadsafe(self._data_changed, encoded.decode())
 
     def _data_changed(self, data: str) -> None:
+        if self.closed.is_set():
+            log.warning("session.data was changed after the call had left this worker, and is not kept", cid=self.cid)
+            return
         self._data, self._data_waits = data, True
         # what a handler of `activity` sets is written when it returns, with the note that it has: an owner that dies
         # before leaves neither, and the next one gets the activity again
@@ -240,7 +243,8 @@ class Conversation:
                 self._data_waits = False
                 fields = {"data": self._data, "activity": list(self.caller.handled)}
                 try:
-                    await self.worker.calls.amend(self.cid, we=self.we, fields=fields)
+                    if not await self.worker.calls.amend(self.cid, we=self.we, fields=fields):
+                        log.warning("session.data is not kept: the call is over, or elsewhere", cid=self.cid)
                 except BridgeError as error:
                     self._data_waits = True
                     log.debug("session.data waits for Redis", cid=self.cid, error=str(error))

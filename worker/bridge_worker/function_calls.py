@@ -210,7 +210,7 @@ class FunctionCalls:
             agent.say(agent.machine.function_response(awaited, record.name, record.response))
         except dg.LocalProtocolError as error:
             return log.info("an answer came too late for the agent", cid=self._c.cid, why=str(error))
-        self._c.agent.answered_function()
+        self._c.agent.answers.answered(self._c.loop.time())
 
     def _note(self, note: Note) -> None:
         self._stream.append(note)
