@@ -250,8 +250,11 @@ class Call:
 
     def _activity(self, activity: dict[str, Any]) -> None:
         assert self._playout is not None and self.link is not None
-        if activity.get("name") == "start":
-            self._playout.release()
+        match activity:
+            case {"name": "start"}:
+                self._playout.release()
+            case {"name": "playFinished", "value": {"playedDurationMS": int() | float() as played_ms, **value}}:
+                self._playout.vaic_played(played_ms, str(value.get("status")), self.edge.loop.time())
         self._activities += 1
         self.tell(Kind.ACTIVITY, [[self.link.epoch, self._activities], activity])
 
@@ -397,6 +400,9 @@ class Call:
                 return self._speech(body[0], body[1], body[2:], delivery)
             case Kind.ACTIVITY:
                 self._leaving = self._leaving or any(activity.get("name") in _LEAVE for activity in body[1])
+                for activity in body[1]:
+                    if playout and (activity.get("name") == "playUrl" or activity.get("type") == "message"):
+                        playout.prompt()
                 return self.send(self.bot.activities(body[1]), delivery)
             case Kind.ACCEPT if self._playout is None and self.bot.state == "initiated":
                 self.accept(body[0], delivery)

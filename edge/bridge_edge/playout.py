@@ -22,6 +22,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
+from bridge_edge.played import Prompts
 from bridge_shared.protocol.media import Media
 
 Turn = tuple[int, int]
@@ -123,6 +124,7 @@ class Playout:
         self._actions: list[Action] = []
         self.underruns = 0
         self._allowance = 0.0
+        self._prompts = Prompts()
         self.late_bytes = 0
         """Audio of turns that were cut or had ended already; never sent."""
 
@@ -155,6 +157,7 @@ class Playout:
         while self._turns and self._turns[0].id <= turn:
             gone = self._turns.popleft()
             self._close(gone.id)
+            self._prompts.over(gone.id, gone.heard_ms(now))
             self._actions.append(Played(gone.id, round(gone.heard_ms(now)), "cut"))
             answered = answered or gone.id == turn
         if not answered:  # none of its audio had come: the owner waits for a report all the same
@@ -174,6 +177,24 @@ class Playout:
                 heard = turn.sent_ms + self._media.ms(len(turn.waiting))
                 left.append(Played(turn.id, round(heard), turn.outcome))
         return left
+
+    def prompt(self) -> None:
+        """VAIC is asked to play something that is not streamed; it will report its end in turn."""
+        self._prompts.opened(None)
+
+    def vaic_played(self, played_ms: float, status: str, now: float) -> None:
+        """VAIC reports the end of something it played (Bot API reference §6.6): its word counts more than the play
+        clock's. A turn that it broke off is cut; of one that is over already what was heard is told again."""
+        told = self._prompts.finished(played_ms, status)
+        if told is None:
+            return
+        turn = next((known for known in self._turns if known.id == told.turn), None)
+        if turn is None:
+            self._actions.append(Played(told.turn, round(told.heard_ms), "cut"))
+        else:
+            self._horizon = turn.play_end = now
+            turn.sent_ms = told.heard_ms
+            self.cut(told.turn, now)
 
     @property
     def speaking(self) -> bool:
@@ -238,10 +259,12 @@ class Playout:
                 self._streams += 1
                 self._open = turn.id
                 self._actions.append(StartStream(f"{self._prefix}-{self._streams}", turn.id))
+                self._prompts.opened(turn.id, turn.sent_ms)
             data = bytes(turn.waiting[: self._chunk])
             del turn.waiting[: self._chunk]
             self._actions.append(SendChunk(data))
             ms = self._media.ms(len(data))
+            self._prompts.sent(ms)
             self._horizon = max(self._horizon, now) + ms / 1000
             turn.sent_ms += ms
             turn.play_end = self._horizon
@@ -260,6 +283,7 @@ class Playout:
             self._cut = max(self._cut, done.id)
             if not done.dry:
                 self._allowance = max(0.0, self._allowance - ALLOWANCE_STEP / 4)
+            self._prompts.over(done.id, done.sent_ms)
             self._actions.append(Played(done.id, round(done.sent_ms), done.outcome))
             self._next_report = math.inf
         if self._turns and now >= self._next_report:

@@ -328,6 +328,7 @@ async def on_latency_report(session: Session, event: LatencyReportEvent) -> None
 def on_turn_timing(session: Session, event: TurnTimingEvent) -> None:
     assert_type(event.timing, TurnTiming)
     assert_type(session.turn_timings, list[TurnTiming])
+    assert_type(session.start_parameters, dict[str, Any])
 
 
 @bridge.on("before_transfer")

@@ -30,6 +30,9 @@ log = logs.get("worker.conversation")
 SILENT_SECONDS = 2.0
 """An edge that says nothing for so long may have died, and the caller's socket with it."""
 
+START_BYTES = 32 * 1024
+"""Of `start` parameters; longer ones are on the session of this worker only."""
+
 TIMER_GRAIN = 0.0005
 """uvloop rounds to milliseconds, and a timer that fires early would fire again at once."""
 
@@ -206,8 +209,11 @@ class CallerSide:
                 if turn[0] < self._c.we and body[2] != "playing":
                     self._keep_heard_of_former(turn, body[1], whole=body[2] == "finished")
                 self._c.timings.heard(turn, body[1], now)
-                for over in self._c.speech.played(turn, body[1], body[2], now):
-                    self._turn_over(over)
+                over = self._c.speech.played(turn, body[1], body[2], now)
+                for each in over:
+                    self._turn_over(each)
+                if not over and body[2] != "playing" and (lines := self._c.speech.corrected(turn, body[1])):
+                    self._c.tasks.create_task(self._keep_heard(self._c.events.heard(lines)))
             case Kind.USTREAM:
                 self._c.agent.stream(body[0])
             case Kind.END:
@@ -232,6 +238,7 @@ class CallerSide:
         self.handling += 1
         name = str(activity.get("name", "")).lower()
         if name == "start" and isinstance(activity.get("parameters"), dict):
+            self._c.session._start = activity["parameters"]
             self._c.tasks.create_task(self._keep_start(activity["parameters"]))
         elif name == "playfinished":
             self.play_finished_at = self._loop.time()
@@ -260,9 +267,13 @@ class CallerSide:
         self.pump()
 
     async def _keep_start(self, parameters: dict[str, Any]) -> None:
-        self._c.kept["start"] = orjson.dumps(parameters).decode()
+        start = orjson.dumps(parameters).decode()
+        if len(start) > START_BYTES:
+            log.warning("the `start` parameters are too long to be kept in Redis", cid=self.cid, characters=len(start))
+            return
+        self._c.kept["start"] = start
         with contextlib.suppress(BridgeError):  # it is for whoever looks the call up; the call does not need it
-            await self._worker.calls.amend(self.cid, we=self._c.we, fields={"start": orjson.dumps(parameters).decode()})
+            await self._worker.calls.amend(self.cid, we=self._c.we, fields={"start": start})
 
     def _turn_over(self, over: TurnOver) -> None:
         self.turn_over_at = self._loop.time()

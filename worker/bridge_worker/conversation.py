@@ -140,6 +140,7 @@ class Conversation:
         self._data_waits = False
         self._keeping = asyncio.Lock()
         self.session._data = SessionData(self._data, self._keep_soon)
+        self.session._start = record.start
         self.telephony = hosted.handlers.lane(self.session)
         self.agent_lane = hosted.handlers.lane(self.session)
 

@@ -131,6 +131,7 @@ class Finisher:
         session = hosted.session(record.cid)
         session._begin(record.session_id, record.cid, record.media_format or None, None)  # type: ignore[arg-type]
         session._data = SessionData(record.raw.get("data", ""))
+        session._start = record.start
         session._state = SessionState.ENDED
         session._transcript.extend(
             ConversationTextEvent(session_id=session.session_id, role=line.role, content=line.content)  # type: ignore[arg-type]

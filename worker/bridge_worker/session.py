@@ -79,6 +79,7 @@ class Session:
         self._transcript: list[ConversationTextEvent] = []
         self._control: Control | None = None
         self._data = SessionData()
+        self._start: Mapping[str, Any] = {}
 
     @classmethod
     async def serve(cls, socket: Any, bridge: Any) -> Session:
@@ -118,6 +119,14 @@ class Session:
     def is_active(self) -> bool:
         """True from the moment the agent is ready until the end begins."""
         return self._state is SessionState.ACTIVE
+
+    @property
+    def start_parameters(self) -> dict[str, Any]:
+        """What VAIC told with its `start` activity: caller, callee, `globalSessionId`, SIP headers it maps (Bot API
+        reference §7.3); empty before. The same in every process that serves or finishes the call, up to 32 KiB.
+        A new dictionary each time. An addition to the original SDK.
+        """
+        return dict(self._start)
 
     def get_transcript(self) -> list[ConversationTextEvent]:
         """What was said so far by both sides, in order. A new list each time."""

@@ -25,6 +25,9 @@ WAITING_BYTES = 1024 * 1024
 FRESH_SECONDS = 2.0
 """A turn of which the edge told something so lately goes on at the next edge, an older one is cut (LINK.md, Audio)."""
 
+OVER_TURNS = 4
+"""Turns that are over and of which VAIC may still tell that it has played more or less than the edge's clock says."""
+
 GATE_SECONDS = 1.5
 """Audio of a cut turn can still be on its way; this long at most it is dropped (Voice Agent reference §6 rule 4)."""
 
@@ -92,6 +95,7 @@ class Speech:
         self._epoch = epoch
         self._align = Aligner(media)
         self._turns: deque[_Turn] = deque()
+        self._over_lately: deque[_Turn] = deque(maxlen=OVER_TURNS)
         self._current: _Turn | None = None
         self._count = 0
         self._gate_until = 0.0
@@ -216,6 +220,8 @@ class Speech:
                 self._heard(turn, float(heard_ms))
                 if state == "playing":
                     break
+                if state == "cut" and turn is self._current:  # VAIC broke it off: what comes of it is too late
+                    self._gate_until = now + GATE_SECONDS
             elif turn.cut:  # its last report was lost with its edge
                 outcome = "cut"
             else:  # likewise, but a later turn can only be heard after it
@@ -224,9 +230,18 @@ class Speech:
             self._discard(turn)
             if turn is self._current:
                 self._current = None
+            self._over_lately.append(turn)
             over.append(self._over(turn, outcome))
         self._spend()
         return over
+
+    def corrected(self, turn_id: Turn, heard_ms: float) -> tuple[LineHeard, ...]:
+        """VAIC has played so much of a turn that was over by the edge's clock: what the caller heard of its lines."""
+        turn = next((known for known in self._over_lately if known.id == turn_id), None)
+        if turn is None:
+            return ()
+        turn.heard_ms = min(float(heard_ms), turn.received_ms)
+        return self._over(turn, "cut").lines
 
     def take(self) -> list[tuple[Kind, list[Any], int]]:
         """What is to be sent now, in order: (kind, body, audio bytes)."""

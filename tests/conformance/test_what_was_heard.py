@@ -1,0 +1,127 @@
+"""How much of the agent's speech the caller has heard: by the play clock, and by VAIC's word where it gives one
+(Bot API reference §6.3, §6.6)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+
+from bridge_shared.protocol.media import media
+from bridge_shared.redis.calls import Line
+from bridge_sim.agent import AgentScript
+from bridge_sim.caller import SimulatedCall
+from bridge_sim.plan import CallPlan
+from telephone import Stage, Wire, heard, stage, wire
+
+MULAW = media("raw/mulaw")
+PATIENCE = 5.0
+
+
+async def told(bridge: Stage, cid: str, heard_ms: int) -> list[Line]:
+    """Wait until so much of the agent's lines is stored as heard; returns those that were begun."""
+    lines: list[Line] = []
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while not lines or sum(line.heard_ms or 0 for line in lines) != heard_ms:
+                lines = [line for line in await bridge.app.calls("transcript", cid) if line.role == "assistant"]
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"{lines} instead of {heard_ms} ms") from None
+    return lines
+
+
+async def cut(bridge: Stage, vaic: Wire) -> float:
+    """Have the agent begin to speak and interrupt it; returns how many milliseconds VAIC was given."""
+    agent = await bridge.connection()
+    agent.say("agent_long_answer")
+    begun = await vaic.until("playStream.chunk")
+    await agent.barge()
+    return MULAW.ms(len(heard([*begun, *await vaic.until("userStream.speech.started")])))
+
+
+async def test_what_an_interrupted_caller_heard_is_what_vaic_has_played(redis_url: str, eventually: Any) -> None:
+    plan = CallPlan(say=("thank_you",), barge_in=True, start_delay_s=0.0, hang_up_after=None)
+    script = AgentScript(think_s=0, answers={"thank_you": ("agent_long_answer",)})
+    async with stage(redis_url, script) as bridge, SimulatedCall(bridge.url, plan) as call:
+        await call.connect()
+        await call.initiate()
+        await call.say("thank_you")
+        await call.wait_interruptible()
+        await call.say("goodbye")
+        await bridge.event("user_started_speaking", 2)
+        await eventually(lambda: call.report().heard[0].status == "interrupted")
+        interrupted = call.report().heard[0]
+        lines = await told(bridge, call.conversation_id, round(MULAW.ms(len(interrupted.data))))
+        assert any(line.interrupted for line in lines)
+
+
+async def test_a_stream_that_vaic_plays_to_its_end_after_the_interruption_counts_as_heard(redis_url: str) -> None:
+    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        given = await cut(bridge, vaic)
+        value = {"playedDurationMS": given, "status": "finished"}
+        await vaic.send(vaic.activity("playFinished", value=value))
+        lines = await told(bridge, vaic.cid, round(given))
+        assert any(line.interrupted for line in lines)
+
+
+async def test_an_answer_that_vaic_broke_off_itself_is_not_sent_any_further(redis_url: str) -> None:
+    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        agent = await bridge.connection()
+        agent.say("agent_long_answer")
+        await vaic.until("playStream.chunk")
+        await vaic.send(vaic.activity("playFinished", value={"playedDurationMS": 40, "status": "interrupted"}))
+        rest = await vaic.until("playStream.stop")
+        assert len(heard(rest)) < len(agent.spoken) / 2
+        lines = await told(bridge, vaic.cid, 40)
+        assert lines[0].interrupted
+        agent.say("agent_welcome")  # the next one is heard again
+        assert (await vaic.until("playStream.start"))[-1]["streamId"]
+
+
+async def test_a_report_about_a_prompt_of_vaics_own_changes_nothing(redis_url: str) -> None:
+    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        agent = await bridge.connection()
+        agent.say("agent_welcome")
+        await vaic.until("playStream.chunk")
+        await vaic.send(vaic.activity("playFinished", value={"playedDurationMS": 60000, "status": "finished"}))
+        (line,) = await told(bridge, vaic.cid, 909)
+        assert not line.interrupted
+
+
+async def test_reports_that_make_no_sense_do_no_harm(redis_url: str) -> None:
+    values: list[Any] = [None, 7, {}, {"playedDurationMS": "long"}, {"playedDurationMS": -1e300}, {"status": []}]
+    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        for value in values:
+            await vaic.send(vaic.activity("playFinished", value=value))
+        given = await cut(bridge, vaic)
+        await vaic.send(vaic.activity("playFinished", value={"playedDurationMS": 1e300, "status": "?"}))
+        await told(bridge, vaic.cid, round(given))
+
+
+async def test_the_start_parameters_are_on_the_session_and_in_redis_as_vaic_sent_them(redis_url: str) -> None:
+    parameters = {
+        "caller": "+4930123456",
+        "callee": "+4930654321",
+        "globalSessionId": "8d1f",
+        "X-Customer": "4711",  # a SIP header that the administrator has mapped
+        "participants": [{"participant": "caller", "uriUser": "+4930123456"}],
+    }
+    seen: list[dict[str, Any]] = []
+    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+        bridge.bridge.on("activity")(lambda session, event: seen.append(session.start_parameters))
+        bridge.bridge.on("session_end")(lambda session, event: seen.append(session.start_parameters))
+        await vaic.initiate()
+        await vaic.expect("session.accepted")
+        await vaic.send(vaic.activity("start", parameters=parameters))
+        await bridge.event("activity")
+        await vaic.hang_up()
+        await bridge.event("session_end")
+        record = await bridge.app.calls("read", vaic.cid)
+    assert orjson.loads(record.raw["start"]) == parameters
+    assert seen == [parameters, parameters]
