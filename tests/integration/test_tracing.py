@@ -1,0 +1,229 @@
+"""One trace per call, as a collector sees it: who says what of a call, whatever dies, and nothing that is private."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from bridge_shared import tracing
+from bridge_sim.agent import SimulatedAgent
+from bridge_sim.agent_script import AgentScript
+from bridge_sim.caller import SimulatedCall
+from bridge_sim.plan import CallPlan
+from collector import Collector, Seen
+from pods import Pod, Pods, application
+
+CID = "8f2c1f62-call"
+TRACE, CALL = (f"{number:0{digits}x}" for number, digits in zip(tracing.ids("fleet", CID), (32, 16), strict=True))
+PLAN = CallPlan(formats=("raw/mulaw",))
+SOON = {"OTEL_BSP_SCHEDULE_DELAY": "100"}
+LOST = "traces cannot be exported and are lost until they can; calls go on"
+
+TRACKING = """
+@bridge.on("function_call_request")
+async def track(session, event):
+    for call in event.functions:
+        await session.respond_to_function_call(call.id, call.name, "in the depot")
+"""
+
+MODULES = """
+import sys
+
+@bridge.on("session_start")
+async def started(session, event):
+    print("modules", [name for name in sys.modules if name.startswith("opentelemetry")], flush=True)
+"""
+
+WITHOUT_THE_EXTRA = """
+import sys
+sys.modules["opentelemetry"] = None
+"""
+
+
+@pytest.fixture
+async def agent() -> AsyncIterator[SimulatedAgent]:
+    async with SimulatedAgent(AgentScript(think_s=0.1)) as simulated:
+        yield simulated
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with Collector() as listening:
+        yield listening
+
+
+def only(spans: list[Seen], name: str) -> Seen:
+    (span,) = [span for span in spans if span.name == name]
+    return span
+
+
+async def conversation(url: str, *prompts: str) -> None:
+    """A call in which these are said and answered; the caller hangs up."""
+    async with SimulatedCall(url, PLAN, conversation_id=CID) as call:
+        await call.connect()
+        await call.initiate()
+        for prompt in prompts:
+            await call.say(prompt)
+            await call.wait_answer()
+        await call.hang_up()
+    report = call.report()
+    assert (report.problem, report.violations) == (None, [])
+
+
+async def ended(worker: Pod) -> None:
+    await worker.until(lambda: "session_end" in worker.stdout, 10, "the finish")
+
+
+async def test_a_call_is_one_trace_over_edge_and_worker_and_tells_nothing_private(
+    redis_url: str, agent: SimulatedAgent, collector: Collector, tmp_path: Path
+) -> None:
+    app = application(tmp_path, TRACKING, functions=["track_parcel"])
+    async with Pods(redis_url, agent.url, app, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url) as pods:
+        edge, worker = await asyncio.gather(pods.edge(), pods.worker())
+        await conversation(edge.url, "parcel_number", "opening_hours")
+        await ended(worker)
+        assert await pods.stop() == [0, 0]  # what waits for its turn is exported before they end
+        assert not edge.logged(LOST) + worker.logged(LOST)
+    spans = collector.spans
+    assert {span.trace for span in spans} == {TRACE}
+    assert sorted(span.name for span in spans) == sorted(
+        ["call", "ownership", "agent connect", "function call track_parcel", "turn", "turn", "finish"]
+    )
+    call, ownership = only(spans, "call"), only(spans, "ownership")
+    assert (call.id, call.parent) == (CALL, "")
+    assert {span.parent for span in spans if span.name in ("ownership", "finish")} == {CALL}
+    inside = [span for span in spans if span.name in ("agent connect", "function call track_parcel", "turn")]
+    assert {span.parent for span in inside} == {ownership.id}
+    assert all(ownership.began_ns <= span.began_ns <= span.ended_ns <= ownership.ended_ns for span in inside)
+
+    assert {span.resource["bridge.role"] for span in spans} == {"edge", "worker"}
+    assert {span.resource["service.name"] for span in spans} == {"bridge"}
+    assert call.pod.startswith("edge-")
+    assert {span.pod for span in spans if span is not call} == {ownership.pod}
+    assert ownership.pod.startswith("worker-")
+
+    shown = {name: call.attributes[f"bridge.{name}"] for name in ("conversation_id", "bridge", "media_format")}
+    assert shown == {"conversation_id": CID, "bridge": "8000", "media_format": "raw/mulaw"}
+    assert call.attributes["bridge.end_reason"] == "session_end"
+    assert call.attributes["bridge.end_detail"] == "client-disconnected"
+    assert ownership.attributes["bridge.cause"] == "offered"
+    assert ownership.attributes["bridge.end_reason"] == "hangup"
+    turns = [span for span in spans if span.name == "turn"]
+    assert turns[0].attributes["bridge.text_ms"] <= turns[0].attributes["bridge.audio_ms"]
+    assert (turns[0].ended_ns - turns[0].began_ns) / 1e6 == pytest.approx(turns[0].attributes["bridge.heard_ms"])
+    assert not [span for span in spans if span.error or "bridge.cut_off" in span.attributes]
+
+    exported = b"".join(collector.bodies)
+    for private in (b"4930123456", b"Z1", b"in the depot", b"parcel is", b"test-key", b"parcel desk"):
+        assert private not in exported
+
+
+async def test_who_takes_a_call_over_goes_on_with_its_trace(
+    redis_url: str, agent: SimulatedAgent, collector: Collector, tmp_path: Path
+) -> None:
+    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, **SOON}
+    async with Pods(redis_url, agent.url, application(tmp_path), **variables) as pods:
+        edge, owner = await asyncio.gather(pods.edge(), pods.worker())
+        async with SimulatedCall(edge.url, PLAN, conversation_id=CID) as call:
+            await call.connect()
+            await call.initiate()
+            await call.say("opening_hours")
+            await call.wait_answer()
+            await owner.until(lambda: collector.named("turn"), 10, "its first spans")
+            taker = await pods.worker()
+            owner.kill()
+            await agent.wait_for(lambda a: len(a.connections) == 2 and a.connections[1].ready, 10)
+            await call.say("opening_hours")
+            await call.wait_answer()
+            await call.hang_up()
+        await ended(taker)
+        await pods.stop()
+    spans = collector.spans
+    assert {span.trace for span in spans} == {TRACE}
+    ownership = only(spans, "ownership")  # the one of the dead owner died with it; what it had finished is there
+    assert (ownership.parent, ownership.attributes["bridge.cause"]) == (CALL, "takeover")
+    (before, after) = [span for span in spans if span.name == "turn"]
+    assert before.pod != after.pod == ownership.pod
+    assert after.parent == ownership.id != before.parent
+    assert only(spans, "call").id == CALL
+
+
+async def test_a_caller_who_comes_back_by_another_edge_is_an_attachment_of_the_same_trace(
+    redis_url: str, agent: SimulatedAgent, collector: Collector, tmp_path: Path
+) -> None:
+    async with Pods(redis_url, agent.url, application(tmp_path), OTEL_EXPORTER_OTLP_ENDPOINT=collector.url) as pods:
+        first, second, worker = await asyncio.gather(pods.edge(), pods.edge(), pods.worker())
+        async with SimulatedCall(first.url, PLAN, conversation_id=CID) as call:
+            await call.connect()
+            await call.initiate()
+            await call.drop()
+            await call.resume(second.url)
+            await call.hang_up()
+        await ended(worker)
+        await pods.stop()
+    root, attachment = only(collector.spans, "call"), only(collector.spans, "attachment")
+    assert (attachment.trace, attachment.parent) == (TRACE, CALL)
+    assert attachment.pod != root.pod == attachment.attributes["bridge.former_edge"]
+    assert root.attributes["bridge.end_reason"] in ("socket_lost", "replaced")
+    assert attachment.attributes["bridge.end_reason"] == "session_end"
+
+
+@pytest.mark.parametrize("answers", ["refuses", "never answers"])
+async def test_a_collector_that_is_away_costs_no_call_one_line_and_two_seconds_at_the_end(
+    redis_url: str, agent: SimulatedAgent, tmp_path: Path, answers: str
+) -> None:
+    with socket.socket() as away:
+        away.bind(("127.0.0.1", 0))
+        if answers == "never answers":
+            away.listen()
+        url = f"http://127.0.0.1:{away.getsockname()[1]}"
+        async with Pods(redis_url, agent.url, application(tmp_path), OTEL_EXPORTER_OTLP_ENDPOINT=url, **SOON) as pods:
+            edge, worker = await asyncio.gather(pods.edge(), pods.worker())
+            await conversation(edge.url, "opening_hours", "opening_hours")
+            await ended(worker)
+            assert await pods.stop(seconds=8) == [0, 0]  # OpenTelemetry itself would try for ten seconds
+            for pod in (edge, worker):
+                (line,) = [line for line in pod.log if "tracing" in line["logger"]]
+                assert (line["level"], line["message"], line["endpoint"]) == ("warning", LOST, url)
+                assert not [line for line in pod.log if not line["logger"].startswith("deepgram_audiocodes_bridge")]
+
+
+async def test_without_an_endpoint_no_module_of_opentelemetry_is_loaded(
+    redis_url: str, agent: SimulatedAgent, tmp_path: Path
+) -> None:
+    async with Pods(redis_url, agent.url, application(tmp_path, MODULES)) as pods:
+        edge, worker = await asyncio.gather(pods.edge(), pods.worker())
+        await conversation(edge.url)
+        await ended(worker)
+        assert "modules []" in worker.stdout
+
+
+async def test_an_endpoint_without_the_extra_is_one_warning_that_says_what_to_install(
+    redis_url: str, agent: SimulatedAgent, collector: Collector, tmp_path: Path
+) -> None:
+    app = application(tmp_path, WITHOUT_THE_EXTRA)
+    async with Pods(redis_url, agent.url, app, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url) as pods:
+        edge, worker = await asyncio.gather(pods.edge(), pods.worker())
+        await conversation(edge.url)
+        await ended(worker)
+        for pod in (edge, worker):
+            (warning,) = [line for line in pod.log if line["logger"].endswith(".tracing")]
+            assert warning["level"] == "warning"
+            assert "install deepgram-audiocodes-bridge-cluster[otel]" in warning["message"]
+    assert collector.spans == []
+
+
+async def test_a_variable_that_opentelemetry_cannot_use_costs_the_traces_and_no_call(
+    redis_url: str, agent: SimulatedAgent, collector: Collector, tmp_path: Path
+) -> None:
+    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_EXPORTER_OTLP_COMPRESSION": "zip"}
+    async with Pods(redis_url, agent.url, application(tmp_path), **variables) as pods:
+        edge, worker = await asyncio.gather(pods.edge(), pods.worker())
+        await conversation(edge.url)
+        await ended(worker)
+        (line,) = [line for line in worker.log if line["logger"].endswith(".tracing")]
+        assert "look at the OTEL_ variables" in line["message"]
