@@ -11,8 +11,8 @@
 No pod tells another about the trace: its id, and that of the span `call`, follow from the fleet and the call's id
 alone. So whoever takes a call over goes on with the same trace, whatever has died.
 
-Nothing is traced unless `OTEL_EXPORTER_OTLP_ENDPOINT` (or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`) is set; then no module
-of OpenTelemetry is imported, and a span costs one comparison. All else is said by OpenTelemetry's own variables.
+Nothing is traced unless `OTEL_EXPORTER_OTLP_ENDPOINT` (or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`) is set: without it we
+import no module of OpenTelemetry, and a span costs one comparison. All else is said by OpenTelemetry's own variables.
 Spans never hold what was said, who called, or a function's arguments.
 """
 
