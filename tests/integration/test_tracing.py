@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,22 @@ TRACKING = """
 async def track(session, event):
     for call in event.functions:
         await session.respond_to_function_call(call.id, call.name, "in the depot")
+"""
+
+FAILING = """
+tries = 0
+
+@bridge.on("function_call_request")
+async def track(session, event):
+    raise KeyError("secret of the application")
+
+@bridge.on("session_end")
+async def write(session, event):
+    global tries
+    tries += 1
+    if tries == 1:
+        raise ConnectionError("the CRM does not answer")
+    print("written", flush=True)
 """
 
 MODULES = """
@@ -173,6 +190,72 @@ async def test_a_caller_who_comes_back_by_another_edge_is_an_attachment_of_the_s
     assert attachment.pod != root.pod == attachment.attributes["bridge.former_edge"]
     assert root.attributes["bridge.end_reason"] in ("socket_lost", "replaced")
     assert attachment.attributes["bridge.end_reason"] == "session_end"
+
+
+async def test_what_goes_wrong_has_the_status_error_and_a_code(
+    redis_url: str, agent: SimulatedAgent, collector: Collector, tmp_path: Path
+) -> None:
+    app = application(tmp_path, FAILING, functions=["track_parcel"])
+    async with Pods(redis_url, agent.url, app, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url) as pods:
+        edge, worker = await asyncio.gather(pods.edge(), pods.worker())
+        async with SimulatedCall(edge.url, PLAN, conversation_id=CID) as call:
+            await call.connect()
+            await call.initiate()
+            agent.connections[0].drop()
+            await agent.wait_for(lambda a: len(a.connections) == 2 and a.connections[1].ready, 10)
+            agent.connections[1].call(("track_parcel", "{}"))
+            await agent.connections[1].wait_for(lambda a: a.responses, 10)
+            await call.hang_up()
+        await worker.until(lambda: "written" in worker.stdout, 10, "the second try of the finish")
+        await pods.stop()
+    first, second = collector.named("agent connect")
+    assert "bridge.after" not in first.attributes
+    assert second.attributes["bridge.after"] == "connection_closed"
+    function = only(collector.spans, "function call track_parcel")
+    assert (function.error, function.attributes["error.type"]) == (True, "failed")
+    failed, done = collector.named("finish")
+    assert (failed.error, failed.attributes["error.type"], failed.attributes["bridge.attempt"]) == (
+        True,
+        "handlers_failed",
+        1,
+    )
+    assert (done.error, done.attributes["bridge.attempt"]) == (False, 2)
+    assert {span.trace for span in collector.spans} == {TRACE}
+    exported = b"".join(collector.bodies)
+    assert not [private for private in (b"secret", b"CRM", b"KeyError") if private in exported]
+
+
+@pytest.mark.slow
+async def test_pods_that_drain_export_what_they_had_begun(
+    redis_url: str, agent: SimulatedAgent, collector: Collector, tmp_path: Path
+) -> None:
+    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "BRIDGE_DRAIN_SECONDS": "10"}
+    async with Pods(redis_url, agent.url, application(tmp_path), **variables) as pods:
+        drained, other, giver = await asyncio.gather(
+            pods.edge(BRIDGE_DRAIN_SECONDS="1"), pods.edge(), pods.worker(BRIDGE_DRAIN_SECONDS="20")
+        )
+        plan = replace(PLAN, resume_after_s=0.1, resume_url=other.url)
+        async with SimulatedCall(drained.url, plan, conversation_id=CID) as call:
+            await call.connect()
+            await call.initiate()
+            taker = await pods.worker()
+            giver.terminate()
+            assert await giver.ended() == 0
+            drained.terminate()
+            assert await drained.ended() == 0
+            (root,) = collector.named("call")
+            assert root.attributes["bridge.cut_off"]
+            await other.until(lambda: call.line.report.resume_ms, 10, "the caller's return")
+            await call.hang_up()
+        await ended(taker)
+        await pods.stop()
+    given, taken = collector.named("ownership")
+    assert (given.attributes["bridge.cause"], given.attributes["bridge.end_reason"]) == ("offered", "fenced")
+    assert (taken.attributes["bridge.cause"], taken.attributes["bridge.end_reason"]) == ("handover", "hangup")
+    assert [span.attributes.get("bridge.prepared") for span in collector.named("agent connect")] == [False, True]
+    assert {(span.trace, span.parent) for span in (given, taken, only(collector.spans, "attachment"))} == {
+        (TRACE, CALL)
+    }
 
 
 @pytest.mark.parametrize("answers", ["refuses", "never answers"])
