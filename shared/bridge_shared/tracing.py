@@ -99,11 +99,6 @@ class Span:
         if self._parent is not None:
             self._parent._children.pop(self, None)
 
-    @property
-    def recorded(self) -> bool:
-        """Whether it goes anywhere."""
-        return self._recording is not None
-
 
 NOTHING: Final = Span()
 """The span of whatever is not traced."""

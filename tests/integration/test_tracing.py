@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 
 from bridge_shared import tracing
+from bridge_shared.tracing import Tracing
 from bridge_sim.agent import SimulatedAgent
 from bridge_sim.agent_script import AgentScript
 from bridge_sim.caller import SimulatedCall
 from bridge_sim.plan import CallPlan
 from collector import Collector, Seen
+from deepgram_audiocodes_bridge import DeepgramBridge
+from harness import configuration, running
 from pods import Pod, Pods, application
 
 CID = "8f2c1f62-call"
@@ -256,6 +259,52 @@ async def test_pods_that_drain_export_what_they_had_begun(
     assert {(span.trace, span.parent) for span in (given, taken, only(collector.spans, "attachment"))} == {
         (TRACE, CALL)
     }
+
+
+async def test_pods_with_the_same_sampler_choose_the_same_calls(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": "0.5",
+    }.items():
+        monkeypatch.setenv(name, value)
+    edge, worker = (Tracing.start("fleet", f"{role}-1", role) for role in ("edge", "worker"))
+    for number in range(40):
+        call, ownership = edge.call(f"call-{number}", 1), worker.part("ownership", f"call-{number}")
+        ownership.child("turn").end()
+        ownership.end()
+        call.end()
+    await edge.close()
+    await worker.close()
+    chosen = [{span.trace for span in collector.named(name)} for name in ("call", "ownership", "turn")]
+    assert chosen[0] == chosen[1] == chosen[2]
+    assert 5 < len(chosen[0]) < 35
+
+
+async def test_two_pods_in_one_process_are_told_apart(
+    redis_url: str, agent: SimulatedAgent, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "parcel-desk")
+    bridge = DeepgramBridge(configuration())
+    over = asyncio.Event()
+    bridge.on("session_end")(lambda session, event: over.set())
+    async with running(bridge, redis_url, agent) as app:
+        await conversation(app.url)
+        async with asyncio.timeout(10):
+            await over.wait()
+    spans = collector.spans
+    assert {span.trace for span in spans} == {TRACE}
+    assert {(span.name, span.resource["bridge.role"]) for span in spans} == {
+        ("call", "edge"),
+        ("ownership", "worker"),
+        ("agent connect", "worker"),
+        ("finish", "worker"),
+    }
+    assert len({span.pod for span in spans}) == 2
+    assert {span.resource["service.name"] for span in spans} == {"parcel-desk"}
 
 
 @pytest.mark.parametrize("answers", ["refuses", "never answers"])
