@@ -160,7 +160,7 @@ class Call:
 
     def replaced(self) -> None:
         """VAIC has resumed the call on another socket of this edge: close this one without ending the call."""
-        self._ends("replaced")
+        self.ends("replaced")
         self.over.set()
 
     def on_frame(self, sender: str, frame: Frame) -> None:
@@ -244,7 +244,7 @@ class Call:
                 self._tasks.create_task(resume(self, event))
             case vaic.SessionEnd(reason_code=code, reason=reason):
                 self.ended_by_peer = True
-                self._ends("session_end", tracing.word(code or ""))
+                self.ends("session_end", tracing.word(code or ""))
                 if self._playout is not None and self._turn > (0, 0):
                     self._playout.cut(self._turn, self.edge.loop.time())
                     self._act()
@@ -303,12 +303,12 @@ class Call:
         if end:
             await self.end_in_redis(end, why)
         log.info("call refused", cid=self.cid, why=why)
-        self._ends("refused", why.partition(": ")[0])
+        self.ends("refused", why)
         self.give_up(why)
 
     def give_up(self, why: str) -> None:
         """Let go of VAIC: with the reason, unless it knows one or has gone."""
-        self._ends("closed")
+        self.ends("closed")
         if self.bot.state != "ended" and not self._leaving:
             self.send(self.bot.error(why, self.cid or None))
         self.over.set()
@@ -470,7 +470,7 @@ class Call:
             return self.give_up("The bridge lost the call while it was set up")
         if record is None or record.ee > self.link.epoch:
             log.debug("the call is no longer here", cid=self.cid)
-            self._ends("replaced")
+            self.ends("replaced")
             return self.over.set()
         if record.state == "ended":
             return self.give_up(record.detail or record.reason)
@@ -504,7 +504,7 @@ class Call:
         self._outgoing.clear()
         if self.ended_by_peer or self.over.is_set():
             return
-        self._ends("socket_lost")
+        self.ends("socket_lost")
         if not self.answer.done():
             self.answer.set_result("abandoned")
         if self._playout is not None:
@@ -517,7 +517,7 @@ class Call:
         await self._confirmed()
         self.over.set()
 
-    def _ends(self, reason: str, detail: str = "") -> None:
+    def ends(self, reason: str, detail: str = "") -> None:
         """What the trace says of the end; the first reason stands."""
         self._ended_as = self._ended_as or (reason, detail)
 

@@ -144,4 +144,5 @@ async def _accepted_by(call: Call, deadline: float, bridge: str) -> None:
         await call.refuse(reason)
     elif (refusal := call.answer.result()) is not None:
         metrics.calls_refused.labels(reason="agent").inc()
+        call.ends("refused", tracing.word(refusal))  # the rest is what others say
         await call.refuse(refusal)

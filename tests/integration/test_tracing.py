@@ -15,7 +15,7 @@ from bridge_shared.tracing import Tracing
 from bridge_sim.agent import SimulatedAgent
 from bridge_sim.agent_script import AgentScript
 from bridge_sim.caller import SimulatedCall
-from bridge_sim.plan import CallPlan
+from bridge_sim.plan import CallPlan, CallProblem
 from collector import Collector, Seen
 from deepgram_audiocodes_bridge import DeepgramBridge
 from harness import configuration, running
@@ -226,6 +226,24 @@ async def test_what_goes_wrong_has_the_status_error_and_a_code(
     assert {span.trace for span in collector.spans} == {TRACE}
     exported = b"".join(collector.bodies)
     assert not [private for private in (b"secret", b"CRM", b"KeyError") if private in exported]
+
+
+async def test_a_call_that_the_agent_refuses_says_by_which_code(
+    redis_url: str, collector: Collector, tmp_path: Path
+) -> None:
+    async with (
+        SimulatedAgent(AgentScript(require_token="another key")) as agent,
+        Pods(redis_url, agent.url, application(tmp_path), OTEL_EXPORTER_OTLP_ENDPOINT=collector.url) as pods,
+    ):
+        edge, worker = await asyncio.gather(pods.edge(), pods.worker())
+        with pytest.raises(CallProblem):
+            await conversation(edge.url)
+        await ended(worker)
+        await pods.stop()
+    call, tried = only(collector.spans, "call"), only(collector.spans, "agent connect")
+    assert (call.error, call.attributes["bridge.end_reason"]) == (True, "refused")
+    assert call.attributes["bridge.end_detail"] == tried.attributes["error.type"] != ""
+    assert (call.trace, tried.error) == (TRACE, True)
 
 
 @pytest.mark.slow
