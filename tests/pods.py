@@ -33,7 +33,7 @@ from harness import free_port
 
 POLL_SECONDS = 0.02
 SHOWN_LINES, SHOWN_WIDTH = 40, 500
-SETTINGS = ("BRIDGE_", "REDIS_URL", "DEEPGRAM_", "AC_TOKEN")
+SETTINGS = ("BRIDGE_", "REDIS_URL", "DEEPGRAM_", "AC_TOKEN", "OTEL_")
 
 APP = """
 import asyncio, time

@@ -25,7 +25,7 @@ from bridge_edge.opening import resume, set_up
 from bridge_edge.outgoing import Outgoing
 from bridge_edge.ownerless import find_owner
 from bridge_edge.playout import Played, Playout, SendChunk, StartStream, StopStream, Turn
-from bridge_shared import logs, metrics
+from bridge_shared import logs, metrics, tracing
 from bridge_shared.errors import BridgeError
 from bridge_shared.frames import Frame, Kind
 from bridge_shared.link import Delivery, Link, LinkEvent, LinkFull, PeerChanged, Reread, Side
@@ -123,6 +123,9 @@ class Call:
         self.cid = ""
         self.ours = False
         """This socket has created the call, or is attached to it."""
+        self.span = tracing.NOTHING
+        """From then on, until the socket is done with."""
+        self._ended_as: tuple[str, str] | None = None
 
     async def run(self) -> None:
         """Serve the socket until the call needs it no longer; then it is closed.
@@ -149,10 +152,15 @@ class Call:
             if self._timer is not None:
                 self._timer.cancel()
             self.edge.forget(self)
+            if self._ended_as is not None:
+                reason, detail = self._ended_as
+                self.span.end(error=reason if reason == "refused" else "", end_reason=reason, end_detail=detail)
+            self.span.end(cut_off=True)
         await self.socket.close()
 
     def replaced(self) -> None:
         """VAIC has resumed the call on another socket of this edge: close this one without ending the call."""
+        self.ends("replaced")
         self.over.set()
 
     def on_frame(self, sender: str, frame: Frame) -> None:
@@ -236,6 +244,7 @@ class Call:
                 self._tasks.create_task(resume(self, event))
             case vaic.SessionEnd(reason_code=code, reason=reason):
                 self.ended_by_peer = True
+                self.ends("session_end", tracing.word(code or ""))
                 if self._playout is not None and self._turn > (0, 0):
                     self._playout.cut(self._turn, self.edge.loop.time())
                     self._act()
@@ -297,10 +306,12 @@ class Call:
         if end:
             await self.end_in_redis(end, why)
         log.info("call refused", cid=self.cid, why=why)
+        self.ends("refused", why)
         self.give_up(why)
 
     def give_up(self, why: str) -> None:
         """Let go of VAIC: with the reason, unless it knows one or has gone."""
+        self.ends("closed")
         if self.bot.state != "ended" and not self._leaving:
             self.send(self.bot.error(why, self.cid or None))
         self.over.set()
@@ -407,6 +418,7 @@ class Call:
             case Kind.ACCEPT if self._playout is None and self.bot.state == "initiated":
                 self.accept(body[0], delivery)
                 metrics.setup_seconds.observe(now - self._began)
+                self.span.set(setup_ms=round((now - self._began) * 1000, 1))
                 if not self.answer.done():
                     self.answer.set_result(None)
                 return
@@ -464,6 +476,7 @@ class Call:
             return self.give_up("The bridge lost the call while it was set up")
         if record is None or record.ee > self.link.epoch:
             log.debug("the call is no longer here", cid=self.cid)
+            self.ends("replaced")
             return self.over.set()
         if record.state == "ended":
             return self.give_up(record.detail or record.reason)
@@ -497,6 +510,7 @@ class Call:
         self._outgoing.clear()
         if self.ended_by_peer or self.over.is_set():
             return
+        self.ends("socket_lost")
         if not self.answer.done():
             self.answer.set_result("abandoned")
         if self._playout is not None:
@@ -508,6 +522,10 @@ class Call:
         self.pump()
         await self._confirmed()
         self.over.set()
+
+    def ends(self, reason: str, detail: str = "") -> None:
+        """What the trace says of the end; the first reason stands."""
+        self._ended_as = self._ended_as or (reason, detail)
 
     async def end_in_redis(self, reason: str, detail: str) -> None:
         if self.ours:  # never a call that this socket has only named

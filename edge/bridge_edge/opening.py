@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from bridge_shared import logs, metrics
+from bridge_shared import logs, metrics, tracing
 from bridge_shared.errors import BridgeError
 from bridge_shared.frames import Kind
 from bridge_shared.protocol import audiocodes as vaic
@@ -28,7 +28,7 @@ LOOK_SECONDS, LOOK_AGAIN_SECONDS = 2.0, 0.1
 
 async def set_up(call: Call, initiate: vaic.Initiate) -> None:
     """Place a new call; it is accepted or refused when this returns. Cancelling it leaves that to whoever cancels."""
-    cid = initiate.conversation_id
+    cid, began_ns = initiate.conversation_id, tracing.now_ns()
     if not initiate.valid_id:
         return await call.refuse("conversationId must be 1-128 characters of A-Z a-z 0-9 . _ -", end="")
     call.cid = cid
@@ -60,6 +60,7 @@ async def set_up(call: Call, initiate: vaic.Initiate) -> None:
             return await _go_on(call, bridge)
         if attached.status != "created":
             return await call.refuse(f"Conversation {cid} is {attached.status} already", end="")
+        call.span = call.edge.tracing.call(cid, began_ns, bridge=bridge, media_format=chosen or "", epoch=attached.ee)
         if not initiate.expect_audio:
             return await call.refuse("This bot speaks; it needs expectAudioMessages (directTTS)", end="hangup")
         if chosen is None:
@@ -94,6 +95,14 @@ async def _go_on(call: Call, bridge: str) -> None:
     attached = await calls.attach(call.cid, edge=call.edge.pod, new=None)
     if attached.status != "attached" or (record := attached.record) is None:
         return await call.refuse(missing, end="")
+    call.span = call.edge.tracing.part(
+        "attachment",
+        call.cid,
+        bridge=bridge,
+        media_format=record.media_format,
+        epoch=attached.ee,
+        former_edge=attached.former_edge,
+    )
     call.attach(attached, record.media_format)
     if record.state == "active":
         call.accept(record.media_format)
@@ -135,4 +144,5 @@ async def _accepted_by(call: Call, deadline: float, bridge: str) -> None:
         await call.refuse(reason)
     elif (refusal := call.answer.result()) is not None:
         metrics.calls_refused.labels(reason="agent").inc()
+        call.ends("refused", tracing.word(refusal))  # the rest is what others say
         await call.refuse(refusal)

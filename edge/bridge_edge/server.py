@@ -77,6 +77,7 @@ class Edge:
         self.pod = self._pod.id
         self.calls = self._pod.calls
         self.outbox = self._pod.outbox
+        self.tracing = self._pod.tracing
         self._ports: dict[tuple[str, int], _Port] = {}
         self._sockets: set[ServerConnection] = set()
         self._draining = False
@@ -112,6 +113,7 @@ class Edge:
                     port.listener.close(close_connections=False)
             for socket in self._sockets:
                 abort(socket)
+            await self.tracing.close()
 
     async def open(self, door: Door) -> None:
         """Listen for this door's callers; doors of one port are told apart by the path `/<bridge>`.

@@ -22,6 +22,7 @@ from bridge_shared.redis.commands import Commands
 from bridge_shared.redis.connection import Server
 from bridge_shared.redis.fleet import Fleet
 from bridge_shared.redis.inboxes import Inbox, Outbox
+from bridge_shared.tracing import Tracing
 
 log = logs.get("pod")
 
@@ -55,6 +56,7 @@ class Pod:
         on_stranger: called with each frame of a call that is not here, and the pod that sent it.
 
     Attributes:
+        tracing: records what its calls do; whoever runs the pod closes it, after the last of them.
         on_drain: called when somebody asks this pod to drain, as SIGTERM would.
     """
 
@@ -73,6 +75,7 @@ class Pod:
         self.id = f"{role}-{socket.gethostname()[:40]}-{uuid.uuid4().hex[:8]}"
         self.settings = settings
         self.loop = asyncio.get_running_loop()
+        self.tracing = Tracing.start(settings.fleet, self.id, role)
         self.calls = Calls(state, settings.fleet, transcript_ttl=settings.transcript_ttl)
         self.fleet = Fleet(state, settings.fleet, self.id, role)
         self.inbox = Inbox(media, self.id, self._deliver, lost=self._inbox_lost)

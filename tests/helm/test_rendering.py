@@ -28,7 +28,15 @@ from rendered import (
 
 EVERY = pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
 
-HELD_BY_OTHERS = {"their-deepgram", "their-tokens", "their-redis", "their-crm", "their-redis-ca", "their-app"}
+HELD_BY_OTHERS = {
+    "their-deepgram",
+    "their-tokens",
+    "their-redis",
+    "their-crm",
+    "their-redis-ca",
+    "their-app",
+    "their-collector",
+}
 
 
 def file(name: str) -> Path:
@@ -119,6 +127,16 @@ def test_everything_that_pods_refer_to_is_rendered_or_belongs_to_somebody_else(v
                 if reference["name"] in HELD_BY_OTHERS:
                     continue
                 assert reference["key"] in ours["Secret", reference["name"]]["data"], f"{name}: {entry}"
+
+
+def test_edges_and_workers_get_the_variables_that_send_traces_somewhere() -> None:
+    found = pods(template(file("traces")))
+    for name in ("bridge-edge", "bridge-worker"):
+        given = {e["name"]: e for e in container(found[name])["env"] if e["name"].startswith("OTEL_")}
+        assert given["OTEL_EXPORTER_OTLP_ENDPOINT"]["value"] == "http://collector.monitoring:4318"
+        assert given["OTEL_EXPORTER_OTLP_HEADERS"]["valueFrom"] == {
+            "secretKeyRef": {"name": "their-collector", "key": "headers"}
+        }
 
 
 @EVERY

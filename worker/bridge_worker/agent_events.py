@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from bridge_shared import logs, metrics
+from bridge_shared import logs, metrics, tracing
 from bridge_shared.errors import AgentFailed
 from bridge_shared.frames import Kind
 from bridge_shared.protocol import deepgram as dg
@@ -51,6 +51,8 @@ class AgentEvents:
         for line in said:
             self._text(line.role, line.content)
         self._ignored: dict[str, int] = {}
+        self._understood_ns = 0
+        """When the agent said last what it had understood, as spans count it."""
 
     @property
     def _id(self) -> str:
@@ -129,6 +131,13 @@ class AgentEvents:
         """The caller begins to hear an answer."""
         for hop in ("text", "audio", "heard"):
             metrics.turn_seconds.labels(until=hop).observe(getattr(timing, f"{hop}_ms") / 1000)
+        facts = {
+            name: ms
+            for name in ("stt_ms", "text_ms", "audio_ms", "heard_ms")
+            if (ms := getattr(timing, name)) is not None
+        }
+        turn = self._c.span.child("turn", began_ns=self._understood_ns, turn=timing.turn, **facts)
+        turn.end(ended_ns=self._understood_ns + round(timing.heard_ms * 1e6))
         self._c.event("turn_timing", extra.TurnTimingEvent(self._id, timing))
 
     def reconnected(self, failure: AgentFailed) -> None:
@@ -211,6 +220,7 @@ class AgentEvents:
             return
         c.functions.caller_spoke()
         c.timings.understood(c.loop.time())
+        self._understood_ns = tracing.now_ns()
         c.injections.said("user", content)
         entry = self._store("user", content, c.speech.turn)
         c.caller.tell(Kind.SPEECH, ["recognition", content, entry])

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import math
 from collections import deque
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -204,7 +205,8 @@ class AgentSide:
         if agent is not None:
             try:
                 message = agent_settings.build(self.amendments.settings, self._media, history=history)
-                await agent.apply(message, seconds=self._worker.settings.agent_open_timeout)
+                with self._traced("", prepared=True):
+                    await agent.apply(message, seconds=self._worker.settings.agent_open_timeout)
             except AgentFailed as again:
                 metrics.agent_errors.labels(code=again.code).inc()
                 agent, failure = None, again
@@ -228,9 +230,22 @@ class AgentSide:
         self, history: list[dict[str, Any]] | None, seconds: float, after: AgentFailed | None = None, failures: int = 0
     ) -> Agent:
         message = agent_settings.build(self.amendments.settings, self._media, history=history)
-        return await open_agent(
-            self._worker, self._c.hosted, self._media, message, seconds=seconds, after=after, failures=failures
-        )
+        with self._traced(after.code if after is not None else ""):
+            return await open_agent(
+                self._worker, self._c.hosted, self._media, message, seconds=seconds, after=after, failures=failures
+            )
+
+    @contextlib.contextmanager
+    def _traced(self, after: str, *, prepared: bool = False) -> Iterator[None]:
+        span = self._c.span.child("agent connect", after=after, prepared=prepared)
+        try:
+            yield
+            span.end()
+        except AgentFailed as failure:
+            span.end(error=failure.code)
+            raise
+        finally:
+            span.end(cut_off=True)
 
     async def _roll_over(self, agent: Agent) -> None:
         """Replace a connection that has become old, before Deepgram ends it at two hours (Voice Agent reference §7.4).

@@ -153,6 +153,10 @@ class Conversation:
         self._progress = asyncio.Event()
         self.active_at = 0.0
         """When the call was accepted, on this loop's clock."""
+        cause = "offered" if not self.accepted else "handover" if why == "handover" else "takeover"
+        self.span = worker.tracing.part(
+            "ownership", self.cid, epoch=self.we, cause=cause, bridge=hosted.name, media_format=self.media.token
+        )
 
     async def run(self) -> None:
         """Serve the call to its end. Cancelling it drops the call without ending it: another worker may take it."""
@@ -179,8 +183,10 @@ class Conversation:
             self.caller.close()
             if not self._over.done():
                 self._over.cancel()
+                self.span.set(cut_off=True)
             await self.agent.close()
             self._closed()
+            self.span.end()
 
     def end(self, reason: str, detail: str = "") -> None:
         """Something ends the call. The first reason stands."""
@@ -305,6 +311,7 @@ class Conversation:
         if not self._over.done():
             log.info("call belongs to another worker now", cid=self.cid)
             self._over.set_result(None)
+            self.span.set(end_reason="fenced")
             self.session._control = Elsewhere(self.worker, self.cid)
 
     async def played_out(self, seconds: float) -> None:

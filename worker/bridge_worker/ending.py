@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
-from bridge_shared import logs, metrics
+from bridge_shared import logs, metrics, tracing
 from bridge_shared.errors import BridgeError, Fenced
 from bridge_shared.frames import Kind
 from bridge_shared.redis.calls import Ended
@@ -58,6 +58,8 @@ async def carry_out(c: Conversation, ending: Ending) -> None:
     ending = Ending(ended.reason, ended.detail)
     letting_go = c.tasks.create_task(_let_go(c, ending, knows=not ended.first))
     metrics.calls_total.labels(outcome=ending.reason).inc()
+    # the detail of a transfer is whom it goes to
+    c.span.set(end_reason=ending.reason, end_detail=tracing.word(ending.detail) if ending.reason != "transfer" else "")
     log.info(
         "session ended",
         cid=c.cid,

@@ -68,12 +68,17 @@ class Finisher:
         """
         settings, calls = self._worker.settings, self._worker.calls
         self._running.add(cid)
+        span = self._worker.tracing.part("finish", cid, attempt=event.attempt)
         try:
             results = await hosted.handlers.finish(session, event, seconds=settings.finish_timeout, skip=handled)
+        except BaseException:
+            span.end(cut_off=True)
+            raise
         finally:
             self._running.discard(cid)
         failed = [name for name, problem in results.items() if problem]
         metrics.finishes.labels(result="failed" if failed else "done").inc()
+        span.end(error="handlers_failed" if failed else "", handlers=len(results), failed=len(failed))
         try:
             for name in results.keys() - set(failed):
                 await calls.handled(cid, name, finisher=self._worker.pod)

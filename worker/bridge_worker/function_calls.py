@@ -17,6 +17,7 @@ from bridge_shared import logs, metrics
 from bridge_shared.protocol import deepgram as dg
 from bridge_shared.redis.calls import CallKeys, Line
 from bridge_shared.redis.transcripts import Entry, FencedStream
+from bridge_shared.tracing import Span
 from bridge_shared.types.deepgram import FunctionCall, FunctionCallRequestEvent
 from bridge_worker.functions import Ledger, Note, Record, as_text
 from bridge_worker.recovery import FunctionRecord
@@ -54,6 +55,8 @@ class FunctionCalls:
             history=entries,
             on_fenced=conversation.fenced,
         )
+        self._spans: dict[str, Span] = {}
+        """Of the calls that are at work here, by id."""
 
     async def run(self) -> None:
         """Store the records for ever, through any outage. Cancelling it may leave the last one unstored."""
@@ -169,6 +172,7 @@ class FunctionCalls:
         for call in ours:
             if (record := self._ledger.find(call.id)) is not None:
                 record.at_work = True
+                self._spans[call.id] = c.span.child(f"function call {call.name}")
         if ours and not c.hosted.handlers.wants("function_call_request"):
             log.warning("the application has no handler for function_call_request", cid=c.cid)
             return self._answer_for_it(ours, NOBODY)
@@ -185,6 +189,8 @@ class FunctionCalls:
         for call in calls:
             if not self._c.over and not self._ledger.refusal(call.id, call.name):
                 metrics.function_calls.labels(outcome="failed").inc()
+                if (span := self._spans.get(call.id)) is not None:
+                    span.end(error="failed")
                 self._c.tasks.create_task(self.respond(call.id, call.name, content))
 
     async def _first(self) -> bool:
@@ -214,3 +220,5 @@ class FunctionCalls:
 
     def _note(self, note: Note) -> None:
         self._stream.append(note)
+        if note["kind"] in ("response", "cancelled") and (span := self._spans.pop(note["id"], None)) is not None:
+            span.end(cancelled=note["kind"] == "cancelled")

@@ -93,6 +93,7 @@ class Worker:
         self.pod = self._pod.id
         self.calls = self._pod.calls
         self.outbox = self._pod.outbox
+        self.tracing = self._pod.tracing
         self.commands = Commands(state, media)
         self.hosted: dict[str, Hosted] = {}
         self.finisher = Finisher(self)
@@ -119,16 +120,19 @@ class Worker:
         """Be a worker until cancelled; then live conversations are dropped without being ended."""
         await self._pod.inbox.open()
         self.opened.set()
-        async with asyncio.TaskGroup() as tasks:
-            self._tasks = tasks
-            tasks.create_task(self._pod.run())
-            tasks.create_task(self._offers.run())
-            tasks.create_task(self._feed_silence())
-            tasks.create_task(self.finisher.run())
-            tasks.create_task(Sweeper(self).run())
-            tasks.create_task(self._keep())
-            if self.settings.agent_limit is not None:
-                tasks.create_task(self._count_agents())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                tasks.create_task(self._pod.run())
+                tasks.create_task(self._offers.run())
+                tasks.create_task(self._feed_silence())
+                tasks.create_task(self.finisher.run())
+                tasks.create_task(Sweeper(self).run())
+                tasks.create_task(self._keep())
+                if self.settings.agent_limit is not None:
+                    tasks.create_task(self._count_agents())
+        finally:
+            await self.tracing.close()
 
     def host(self, hosted: Hosted) -> None:
         """Take calls for this bridge from now on."""
