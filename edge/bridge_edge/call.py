@@ -262,6 +262,8 @@ class Call:
         match activity:
             case {"name": "start"}:
                 self._playout.release()
+            case {"name": "transferStatus", "value": {"status": "failed"}}:
+                self._leaving = False
             case {"name": "playFinished", "value": {"playedDurationMS": int() | float() as played_ms, **value}}:
                 self._playout.vaic_played(played_ms, str(value.get("status")), self.edge.loop.time())
         self._activities += 1
@@ -432,7 +434,9 @@ class Call:
         """Report the caller's speech, paired and in the order of the Bot API reference §5.4."""
         bot = self.bot
         match kind:
-            case "started" if not self._speech_open:
+            case "started":
+                if self._speech_open:  # what it was came to no text
+                    self.send(bot.speech_stopped())
                 self._speech_open = True
                 self._speech_began = self.edge.loop.time()
                 self._act()  # the cut turn's `playStream.stop` goes out before the report

@@ -19,6 +19,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
@@ -275,6 +276,11 @@ def add(app: FastAPI, calls: Calls, remote: Remote, fleet: Fleet, token: str | N
     async def explain(request: Request, error: Exception) -> JSONResponse:
         status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
         return JSONResponse({"detail": str(error)}, status)
+
+    @app.exception_handler(RequestValidationError)
+    async def name_the_field(request: Request, error: RequestValidationError) -> JSONResponse:
+        # not what was sent: it need not be JSON that can be sent back (NaN, half a surrogate)
+        return JSONResponse({"detail": [{key: e[key] for key in ("loc", "msg", "type")} for e in error.errors()]}, 422)
 
 
 STATUS: Final[dict[type[BridgeError], int]] = {

@@ -105,10 +105,10 @@ def check(kind: int, body: list[Any]) -> None:
     """Refuse a body that could not be packed, before it shares an inbox entry with frames of other calls.
 
     Raises:
-        FrameError: the body holds an object, a number beyond 64 bits or a lone surrogate.
+        FrameError: the body holds an object, a number beyond 64 bits, a lone surrogate or a key that is no string.
     """
     try:
-        msgpack.packb(body)
+        msgpack.unpackb(msgpack.packb(body))
     except (TypeError, ValueError, OverflowError) as error:
         raise FrameError(f"the body of a frame of kind {kind} cannot be packed: {error}") from error
 

@@ -107,6 +107,7 @@ class AgentEvents:
             case dg.Warned(code=code, description=description):
                 if code in REFUSALS:
                     c.injections.refused()
+                    c.event("injection_refused", extra.InjectionRefusedEvent(self._id, description))
                 else:
                     c.event("warning", types.WarningEvent(session_id=self._id, code=code, description=description))
             case dg.LatencyReport(raw=report):

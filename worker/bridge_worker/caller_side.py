@@ -139,7 +139,13 @@ class CallerSide:
         self._send(kind, body)
 
     def activities(self, activities: list[dict[str, Any]], *, repeatable: bool) -> None:
-        """Send activities to VAIC."""
+        """Send activities to VAIC. Raises ValueError for what is no JSON object, or none at all."""
+        if not activities or not all(isinstance(activity, dict) for activity in activities):
+            raise ValueError("an activity is a dictionary, and there has to be one")
+        try:
+            orjson.dumps(activities)
+        except TypeError as error:
+            raise ValueError(f"an activity has to be JSON: {error}") from error
         self._mids += 1
         self.tell(Kind.ACTIVITY, [[self._c.we, self._mids], activities, repeatable])
         self.pump()

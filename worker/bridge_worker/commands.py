@@ -39,6 +39,9 @@ AGAIN_SECONDS = 0.5
 GIVE_UP_SECONDS = 5.0
 """How long a refused injection is tried again, once the agent has finished its turn."""
 
+CALL_HEADER = "X-Conversation-Id"
+"""The SIP header that tells whoever gets a transferred call which one it is."""
+
 STORED_SECONDS = 2.0
 LONGEST_SECONDS = 30.0
 INJECTIONS = 64
@@ -215,6 +218,10 @@ class Commands:
         Cancelling it only stops the waiting."""
         c = self._c
         target = str(parameters.get("transferTarget", ""))
+        headers = list(parameters.get("transferSipHeaders") or ())
+        if all(str(header.get("name", "")).lower() != CALL_HEADER.lower() for header in headers):
+            headers.append({"name": CALL_HEADER, "value": c.cid})
+        parameters = {**parameters, "transferSipHeaders": headers}
         leaving = self._leave({"type": "event", "name": "transfer", "activityParams": parameters}, "transfer", target)
         if leaving is not None:
             await asyncio.wait([leaving])

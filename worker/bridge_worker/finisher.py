@@ -111,6 +111,12 @@ class Finisher:
         record = await calls.claim_finish(cid, worker=worker.pod, seen_finisher=record.finisher)
         if record is None:
             return None
+        tries = int(record.raw.get("finish_attempts") or 0)
+        if tries > len(PAUSES_SECONDS):
+            log.error("the finish is given up", cid=cid, tries=tries)
+            return await calls.give_up(cid)
+        # a handler may take this process down: then the next one is not to follow at once
+        await calls.postpone(cid, PAUSES_SECONDS[max(0, tries - 1)])
         log.info("finishing a call", cid=cid, reason=record.reason)
         session = await self._session(hosted, record)
         event = FinishEvent(
@@ -118,7 +124,7 @@ class Finisher:
             reason=record.reason or "error",  # type: ignore[arg-type]
             duration_ms=record.duration_ms,
             ended_at=record.ended_at,
-            attempt=int(record.raw.get("finish_attempts") or 0) + 1,
+            attempt=tries + 1,
             idempotency_key=finish_key(cid),
         )
         await self.finish(cid, hosted, session, event, record.handled)

@@ -22,14 +22,14 @@ class Redaction:
     """
 
     def __init__(self, patterns: str | None, own: Callable[[str], str] | None = None) -> None:
-        lines = [line for line in (patterns or "").splitlines() if line.strip()]
-        self._patterns = re.compile("|".join(f"(?:{line})" for line in lines)) if lines else None
+        # each by itself: a flag or a group number of one line means nothing in another
+        self._patterns = [re.compile(line) for line in (patterns or "").splitlines() if line.strip()]
         self._own = own
 
     def __call__(self, text: str) -> str:
         """The text without what must not be kept."""
-        if self._patterns is not None:
-            text = self._patterns.sub(GONE, text)
+        for pattern in self._patterns:
+            text = pattern.sub(GONE, text)
         if self._own is None:
             return text
         try:

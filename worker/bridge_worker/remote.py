@@ -47,6 +47,10 @@ async def _obey(
     if deed is None:
         return REFUSED + f"{verb} does not take these arguments".encode()
     if await worker.commands.first(cid, command):  # otherwise it was asked again because our answer was lost
+        if verb == "transfer":
+            if c.parting:
+                return REFUSED + b"the call is being transferred or hung up already"
+            c.parting = True
         log.info("a command from elsewhere", cid=cid, command=verb)
         c.tasks.create_task(deed())
     return OK

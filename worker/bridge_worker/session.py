@@ -26,9 +26,6 @@ from bridge_worker.session_data import SessionData
 
 T = TypeVar("T")
 
-CALL_HEADER = "X-Conversation-Id"
-"""The SIP header that tells whoever gets a transferred call which one it is."""
-
 
 class SessionState(Enum):
     """Where a session is in its life."""
@@ -218,10 +215,8 @@ class Session:
         parameters: dict[str, Any] = {"transferTarget": destination}
         if handover_reason is not None:
             parameters["handoverReason"] = handover_reason
-        headers = list(transfer_sip_headers or [])
-        if all(str(header.get("name", "")).lower() != CALL_HEADER.lower() for header in headers):
-            headers.append({"name": CALL_HEADER, "value": str(self._conversation_id)})
-        parameters["transferSipHeaders"] = headers
+        if transfer_sip_headers:
+            parameters["transferSipHeaders"] = list(transfer_sip_headers)
         await self._cross(self._live().before_transfer(destination, handover_reason or "", summary or ""))
         with waiting_for_the_end():
             await self._cross(self._live().transfer(parameters))

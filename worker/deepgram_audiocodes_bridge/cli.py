@@ -315,6 +315,8 @@ def transfer(
     reason: Annotated[str | None, typer.Option(help="Becomes VAIC's handoverReason.")] = None,
 ) -> None:
     """Transfer after the agent's last words. Returns when the call's worker has begun."""
+    if not target.strip():
+        raise typer.BadParameter("TARGET is empty")
     parameters = {"transferTarget": target, **({"handoverReason": reason} if reason else {})}
     _run(cli_calls.send(_settings(), cid, "transfer", parameters))
     say(f"{cid} is being transferred to {target}")
@@ -323,6 +325,8 @@ def transfer(
 @app.command(name="say")
 def say_in_call(cid: cli_calls.Cid, text: Annotated[str, typer.Argument(metavar="TEXT")]) -> None:
     """Have the agent of a live call say something."""
+    if not text.strip():
+        raise typer.BadParameter("TEXT is empty")
     _run(cli_calls.send(_settings(), cid, "agent", "inject_agent", text))
     say(f"{cid} will hear it")
 

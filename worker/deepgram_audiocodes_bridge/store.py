@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from bridge_shared import api, config
+from bridge_shared.errors import CallUnknown
 from bridge_shared.redis.calls import CallRecord, Calls, Line
 from bridge_shared.redis.connection import Server, connect
 
@@ -53,7 +54,10 @@ class CallStore:
 
     async def get(self, cid: str) -> CallRecord | None:
         """One call, live or kept; None if there is none."""
-        return await self._calls.read(cid)
+        try:
+            return await self._calls.read(cid)
+        except CallUnknown:  # no call can have this id
+            return None
 
     async def transcript(self, cid: str) -> list[Line]:
         """What was said, in order, with how much of it the caller heard as far as that is known."""
