@@ -50,6 +50,10 @@ chaos: $(STAMP) ## every experiment with faults, one after the other; what they 
 fuzz: $(STAMP) ## a million inputs to everything that reads what others wrote; figures go into tests/fuzz/RESULTS.md (ARGS="--inputs N")
 	$(BIN)/python tests/fuzz/run.py --out tests/fuzz/RESULTS.md $(ARGS)
 
+.PHONY: bench
+bench: $(STAMP) ## the product beside a plain single-process bridge, under load (ARGS="--calls 100 --repeats 5"); prints a table
+	$(BIN)/python tests/benchmarks/run.py $(ARGS)
+
 .PHONY: transcripts
 transcripts: $(STAMP) ## record the conversations of tests/transcripts anew
 	PYTHONPATH=tests $(BIN)/python tests/transcripts/recording.py

@@ -1,0 +1,135 @@
+"""One cell of the table: a design under a load of so many calls, measured for some seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import redis
+from designs import HERE, Design, Process
+from measure import Meter, rss_mib
+
+WARM_SECONDS = 2.0
+
+
+@dataclass
+class Cell:
+    """What was measured.
+
+    Attributes:
+        cpu: CPU milliseconds per call and second of call, by component; `load` and `agents` are not the bridge's.
+        busy: the same as part of one core.
+        rss_mib: resident memory at the end, by component.
+        heard: `echo`: caller → bridge → agent → bridge → caller; `talk`: agent → caller, each answer's first piece. ms.
+        up: caller → agent, ms.
+        setup: `session.initiate` to `session.accepted`, ms.
+        lost: pieces of audio that never came back.
+        late_ms: the longest that the load itself was late.
+    """
+
+    design: str
+    load: str
+    calls: int
+    seconds: float
+    cpu: dict[str, float]
+    busy: dict[str, float]
+    rss_mib: dict[str, float]
+    heard: dict[str, Any]
+    up: dict[str, Any]
+    setup: dict[str, Any]
+    lost: int
+    late_ms: float
+    chunks_per_second: float
+    redis: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def cluster_cpu(self) -> float:
+        """CPU milliseconds per call-second of the whole bridge."""
+        return sum(ms for name, ms in self.cpu.items() if name not in ("load", "agents"))
+
+    def json(self) -> dict[str, Any]:
+        return {**asdict(self), "cluster_cpu": round(self.cluster_cpu, 3)}
+
+
+@contextlib.contextmanager
+def agents(load: str) -> Any:
+    """The agents of a load; gives the process and its address."""
+    process = Process("agents", [sys.executable, str(HERE / "agents.py"), "--load", load])
+    try:
+        yield process, f"ws://127.0.0.1:{process.ready()}"
+    finally:
+        process.end_input(2)
+        process.stop()
+
+
+@contextlib.contextmanager
+def callers(design: Design, load: str, calls: int, at_once: int = 16) -> Any:
+    """Calls at a design; gives the process and the times of their set-up."""
+    command = [sys.executable, str(HERE / "callers.py"), "--calls", str(calls), "--load", load]
+    process = Process("load", [*command, "--at-once", str(at_once), *design.urls])
+    try:
+        yield process, json.loads(process.ready())
+    finally:
+        process.end_input(15)
+        process.stop()
+
+
+def measure(
+    name: str, make: Any, load: str, calls: int, seconds: float, *, warm: float = WARM_SECONDS, at_once: int = 16
+) -> Cell:
+    """Run one cell. `make(agent_url)` is a context manager that gives a running `Design`."""
+    with agents(load) as (agent, agent_url):
+        context: AbstractContextManager[Design] = make(agent_url)
+        with context as design, callers(design, load, calls, at_once) as (caller, setup):
+            time.sleep(warm)
+            processes = [*design.parts, caller, agent]
+            meter = Meter([(process.name, process.pid) for process in processes])
+            before = _redis(design)
+            meter.begin()
+            caller.tell("begin")
+            agent.tell("begin")
+            time.sleep(seconds)
+            took, used = meter.end()
+            caller.tell("end")
+            agent.tell("end")
+            heard, up = json.loads(caller.line()), json.loads(agent.line())
+            after = _redis(design)
+            rss: dict[str, float] = {}
+            for process in design.parts:
+                rss[process.name] = round(rss.get(process.name, 0.0) + rss_mib(process.pid), 1)
+    return Cell(
+        design=name,
+        load=load,
+        calls=calls,
+        seconds=round(took, 2),
+        cpu={part: round(ms / took / calls, 3) for part, ms in used.items()},
+        busy={part: round(ms / took / 1000, 3) for part, ms in used.items()},
+        rss_mib=rss,
+        heard=heard["heard"],
+        up=up["up"],
+        setup=setup,
+        lost=heard["lost"],
+        late_ms=heard["late_ms"],
+        chunks_per_second=round(heard["chunks"] / took, 1),
+        redis={key: round((after[key] - before[key]) / took, 1) for key in after},
+    )
+
+
+def _redis(design: Design) -> dict[str, float]:
+    """What its Redis has done so far."""
+    if not design.redis_port:
+        return {}
+    with redis.Redis(port=design.redis_port) as client:
+        calls = client.info("commandstats")
+        stats = client.info("stats")
+    return {
+        "xadd": calls.get("cmdstat_xadd", {}).get("calls", 0),
+        "commands": stats["total_commands_processed"],
+        "bytes_in": stats["total_net_input_bytes"],
+        "bytes_out": stats["total_net_output_bytes"],
+    }
