@@ -102,6 +102,22 @@ async def test_a_live_call_is_told_from_elsewhere_what_to_do_and_does_it_once(re
         assert names == ["sendMetaData", "sendMetaData", "hangup"]
 
 
+async def test_a_command_from_elsewhere_that_fails_costs_the_call_nothing(redis_url: str, tmp_path: Path) -> None:
+    async with (
+        SimulatedAgent(QUICK) as agent,
+        Pods(redis_url, agent.url, application(tmp_path)) as pods,
+        redis(redis_url) as (_, _calls, remote),
+    ):
+        edge, worker = await asyncio.gather(pods.edge(), pods.worker())
+        async with calling(edge) as call:
+            cid = call.conversation_id
+            await remote.send(cid, "activities", [])
+            await remote.send(cid, "transfer", {"transferTarget": "tel:+49301", "transferSipHeaders": ["odd"]})
+            await worker.until_logged("a command from elsewhere failed")
+            await remote.send(cid, "agent", "inject_agent", "You are welcome.")
+            await agent.connections[0].wait_for(lambda a: ("assistant", "You are welcome.") in a.injections)
+
+
 async def test_what_an_application_keeps_of_a_call_survives_its_worker_and_is_there_at_the_end(
     redis_url: str, tmp_path: Path
 ) -> None:

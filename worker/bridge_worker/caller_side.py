@@ -139,13 +139,7 @@ class CallerSide:
         self._send(kind, body)
 
     def activities(self, activities: list[dict[str, Any]], *, repeatable: bool) -> None:
-        """Send activities to VAIC. Raises ValueError for what is no JSON object, or none at all."""
-        if not activities or not all(isinstance(activity, dict) for activity in activities):
-            raise ValueError("an activity is a dictionary, and there has to be one")
-        try:
-            orjson.dumps(activities)
-        except TypeError as error:
-            raise ValueError(f"an activity has to be JSON: {error}") from error
+        """Send activities to VAIC; see `sendable`."""
         self._mids += 1
         self.tell(Kind.ACTIVITY, [[self._c.we, self._mids], activities, repeatable])
         self.pump()
@@ -377,6 +371,16 @@ class CallerSide:
         await self._worker.calls.restore(self.cid, fields, owner=self._worker.pod, we=self._c.we)
         self._c.lines.verify()
         self._c.functions.verify()
+
+
+def sendable(activities: list[dict[str, Any]]) -> None:
+    """Raise ValueError for activities that could not be sent: none at all, no dictionaries, no JSON."""
+    if not activities or not all(isinstance(activity, dict) for activity in activities):
+        raise ValueError("an activity is a dictionary, and there has to be one")
+    try:
+        orjson.dumps(activities)
+    except TypeError as error:
+        raise ValueError(f"an activity has to be JSON: {error}") from error
 
 
 def _mid(stored: str) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from bridge_shared.errors import BridgeError
 from bridge_shared.protocol.deepgram import LocalProtocolError
 from bridge_shared.types.deepgram import FunctionCall, WarningEvent
 from bridge_shared.types.extra import BeforeTransferEvent, TurnTiming
+from bridge_worker.caller_side import sendable
 
 if TYPE_CHECKING:
     from bridge_worker.conversation import Conversation
@@ -186,7 +187,8 @@ class Commands:
         return list(self._c.timings.turns)
 
     async def activities(self, activities: list[dict[str, Any]]) -> None:
-        """Send activities to VAIC in one envelope."""
+        """Send activities to VAIC in one envelope. Raises ValueError for what cannot be sent."""
+        sendable(activities)
         repeatable = all(activity.get("name") in REPEATABLE for activity in activities)
         self._c.caller.activities(activities, repeatable=repeatable)
 
@@ -235,6 +237,7 @@ class Commands:
     def _leave(self, activity: dict[str, Any], reason: str, detail: str) -> asyncio.Task[None] | None:
         """Begin to leave the call, unless that has begun; returns the task that does it, None after the end."""
         c = self._c
+        sendable([activity])
         if c.over:
             return None
         if self._leaving is None or self._leaving.done():

@@ -52,8 +52,18 @@ async def _obey(
                 return REFUSED + b"the call is being transferred or hung up already"
             c.parting = True
         log.info("a command from elsewhere", cid=cid, command=verb)
-        c.tasks.create_task(deed())
+        c.tasks.create_task(_do(c, verb, deed))
     return OK
+
+
+async def _do(c: Conversation, verb: str, deed: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """A command from elsewhere that fails costs nothing but itself, least of all the call."""
+    try:
+        await deed()
+    except Exception:
+        log.exception("a command from elsewhere failed", cid=c.cid, command=verb)
+        if verb == "transfer":
+            c.parting = c.leaving
 
 
 def _deed(c: Conversation, verb: str, arguments: list[Any]) -> Callable[[], Coroutine[Any, Any, None]] | None:
