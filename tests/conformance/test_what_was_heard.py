@@ -6,8 +6,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import orjson
-
 from bridge_shared.protocol.media import media
 from bridge_shared.redis.calls import Line
 from bridge_sim.agent import AgentScript
@@ -104,7 +102,9 @@ async def test_reports_that_make_no_sense_do_no_harm(redis_url: str) -> None:
         await told(bridge, vaic.cid, round(given))
 
 
-async def test_the_start_parameters_are_on_the_session_and_in_redis_as_vaic_sent_them(redis_url: str) -> None:
+async def test_the_start_parameters_are_on_the_session_and_in_redis_as_vaic_sent_them(
+    redis_url: str, eventually: Any
+) -> None:
     parameters = {
         "caller": "+4930123456",
         "callee": "+4930654321",
@@ -120,8 +120,13 @@ async def test_the_start_parameters_are_on_the_session_and_in_redis_as_vaic_sent
         await vaic.expect("session.accepted")
         await vaic.send(vaic.activity("start", parameters=parameters))
         await bridge.event("activity")
+        stored: dict[str, Any] = {}
+
+        async def kept() -> bool:  # it goes when the call is finished
+            stored.update((await bridge.app.calls("read", vaic.cid)).start)
+            return stored == parameters
+
+        await eventually(kept)
         await vaic.hang_up()
         await bridge.event("session_end")
-        record = await bridge.app.calls("read", vaic.cid)
-    assert orjson.loads(record.raw["start"]) == parameters
     assert seen == [parameters, parameters]
