@@ -36,7 +36,7 @@ from bridge_shared.redis.transcripts import FencedStream
 PASSWORD = "p@ss:w/rd%"
 QUOTED = "p%40ss%3Aw%2Frd%25"
 READY_SECONDS = 20.0
-RESEND_SECONDS = 0.3
+RESEND_SECONDS = 0.5
 
 
 def binary() -> str:

@@ -26,6 +26,7 @@ from bridge_edge.outgoing import Outgoing
 from bridge_edge.ownerless import find_owner
 from bridge_edge.playout import Played, Playout, SendChunk, StartStream, StopStream, Turn
 from bridge_shared import logs, metrics, tracing
+from bridge_shared.direct import Direct
 from bridge_shared.errors import BridgeError
 from bridge_shared.frames import Frame, Kind
 from bridge_shared.link import Delivery, Link, LinkEvent, LinkFull, PeerChanged, Reread, Side
@@ -193,7 +194,9 @@ class Call:
             async with asyncio.timeout(self.edge.settings.initiate_timeout):
                 while self.bot.state == "new":
                     self._take(await self.socket.recv())
-            async for message in self.socket:
+            if isinstance(self.socket, Direct):
+                await self.socket.each(self._take)
+            async for message in self.socket:  # one of the application's
                 self._take(message)
         except TimeoutError:
             metrics.calls_refused.labels(reason="silent").inc()
@@ -209,9 +212,15 @@ class Call:
     def _take(self, message: str | bytes) -> None:
         if len(message) > self.edge.settings.max_message_bytes:
             return self._skipped("too_big", f"{len(message)} characters")
+        audio_alone = True
         for event in self.bot.receive(message):
+            audio_alone = audio_alone and isinstance(event, vaic.UserAudio)
             self._heard_from_vaic(event)
-        self.pump()
+        if audio_alone and self.link is not None:
+            self._post(self.link)
+            self._set_timer(self.link.deadline())
+        else:
+            self.pump()
 
     def _heard_from_vaic(self, event: vaic.BotEvent) -> None:
         if self._playout is None and isinstance(event, _IN_CALL):
@@ -568,13 +577,14 @@ class Call:
         due = link.deadline()
         if self._playout is not None:
             due = min(due, self._playout.deadline(now))
-        if due < self._timer_at or self._timer is None:
+        self._set_timer(due)
+
+    def _set_timer(self, due: float) -> None:
+        if due < self._timer_at:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_at = due
-            self._timer = (
-                self.edge.loop.call_at(max(due, now) + TIMER_GRAIN, self._timer_fired) if due < math.inf else None
-            )
+            self._timer = self.edge.loop.call_at(max(due, self.edge.loop.time()) + TIMER_GRAIN, self._timer_fired)
 
     def _post(self, link: Link) -> None:
         for pod, frame in link.take():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any, cast
 
 from websockets.asyncio.server import ServerConnection
-from websockets.frames import Frame, Opcode
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode, Frame, Opcode
 
 from bridge_edge.limits import (
     BURST_SECONDS,
@@ -22,6 +24,7 @@ from bridge_edge.limits import (
 )
 from bridge_shared import logs, metrics
 from bridge_shared.config import Settings
+from bridge_shared.direct import Direct, Message
 
 log = logs.get("edge.limits")
 
@@ -42,7 +45,7 @@ class Guard:
             log.warning("connection refused", reason=reason, remote=remote, unsaid=unsaid, **more)
 
 
-class CallerSocket(ServerConnection):
+class CallerSocket(Direct, ServerConnection):
     """One accepted TCP connection.
 
     What breaks a limit loses the connection without an answer: a peer that does not read or does not end its
@@ -56,7 +59,7 @@ class CallerSocket(ServerConnection):
         self._address = ""
         self._entered = self._understood = self._spoke = self._dropped = self._slowed = False
         self._head = self._fragments = 0
-        self._since = self.loop.time()
+        self._since = self._heard_at = self.loop.time()
         self._pings = Rate(PINGS_PER_SECOND, PINGS_AT_ONCE, self._since)
         per_second = settings.messages_per_second
         self._messages = Rate(per_second, per_second * BURST_SECONDS, self._since)
@@ -85,6 +88,7 @@ class CallerSocket(ServerConnection):
             self._head += len(data)
             if self._head > HEAD_BYTES:
                 return self._drop("head")
+        self._heard_at = self.loop.time()
         super().data_received(data)
         if not self._dropped and self.transport.get_write_buffer_size() > UNREAD_BYTES:
             self._drop("not_reading")
@@ -104,6 +108,27 @@ class CallerSocket(ServerConnection):
         self._understood = True
         super().process_event(event)
 
+    async def keepalive(self) -> None:
+        """Ping the line when nothing has come for `ping_interval`; close it if the answer does not come within
+        `ping_timeout`. In place of websockets' own, which pings a caller who is talking as well."""
+        assert self.ping_interval is not None
+        while True:
+            due = self._heard_at + self.ping_interval
+            if self.loop.time() < due:
+                await asyncio.sleep(due - self.loop.time())
+                continue
+            try:
+                pong = await self.ping()
+                async with asyncio.timeout(self.ping_timeout):
+                    await pong
+            except ConnectionClosed:
+                return
+            except TimeoutError:
+                with contextlib.suppress(ConnectionClosed):
+                    async with self.send_context():
+                        self.protocol.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
+                return
+
     async def recv(self, decode: bool | None = None) -> Any:
         """The next message, not sooner than the caller's rate allows.
 
@@ -111,19 +136,22 @@ class CallerSocket(ServerConnection):
             TimeoutError: the first one did not come within BRIDGE_FIRST_MESSAGE_TIMEOUT.
         """
         if self._spoke:
+            return await super().recv(decode)
+        async with asyncio.timeout(self._guard.settings.first_message_timeout):
             message = await super().recv(decode)
-        else:
-            async with asyncio.timeout(self._guard.settings.first_message_timeout):
-                message = await super().recv(decode)
-            self._spoke = True
-        cost = 1 + len(message) // MESSAGE_UNIT
-        if (wait := self._messages.take(self.loop.time(), cost)) > 0.0:
+        self._spoke = True
+        return message
+
+    def direct(self, size: int) -> bool:
+        return self._messages.spare(self.loop.time(), 1 + size // MESSAGE_UNIT)
+
+    async def pace(self, message: Message) -> None:
+        if (wait := self._messages.take(self.loop.time(), 1 + len(message) // MESSAGE_UNIT)) > 0.0:
             if not self._slowed:
                 self._slowed = True
                 log.warning("messages come too fast, slowing the caller down", remote=self._address)
             metrics.bad_input.labels(code="too_fast").inc()
             await asyncio.sleep(wait)
-        return message
 
     def _drop(self, reason: str) -> None:
         self._dropped = True

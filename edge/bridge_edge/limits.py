@@ -48,6 +48,13 @@ class Rate:
         self._at = now
         return max(0.0, -self._left / self._rate)
 
+    def spare(self, now: float, cost: float = 1.0) -> bool:
+        """Take `cost` only if it is there; whether it was."""
+        if min(self._burst, self._left + (now - self._at) * self._rate) < min(cost, self._burst):
+            return False
+        self.take(now, cost)
+        return True
+
 
 class Crowd:
     """Who is connected, from where.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
+from bridge_shared.direct import Direct
 from bridge_shared.link import Delivery
 
 
@@ -29,6 +30,7 @@ class Outgoing:
         self, socket: ServerConnection, written: Callable[[Delivery | None], None], lost: Callable[[], None]
     ) -> None:
         self._socket, self._written, self._lost = socket, written, lost
+        self._direct = socket if isinstance(socket, Direct) else None
         self._queue: deque[tuple[bytes, Delivery | None, int]] = deque()
         self._wake = asyncio.Event()
         self.backlog = 0
@@ -40,6 +42,8 @@ class Outgoing:
 
     def put(self, data: bytes, delivery: Delivery | None = None, *, audio: int = 0) -> None:
         """Queue one text message; `audio`: bytes of speech in it, and nothing else."""
+        if delivery is None and not self._queue and self._direct is not None and self._direct.send_now(data, text=True):
+            return
         self._queue.append((data, delivery, audio))
         self.backlog += len(data)
         self._wake.set()

@@ -12,7 +12,7 @@ The rules, whole and in one place (the numbers are those of LINK "Sessions"):
 * A frame that is not of this session is dropped. From an older peer: it is told so, GONE, once a second at most (3).
   From a newer peer, or to a newer self: Redis is asked who is who (3, 4). A frame for our former epoch from
   the peer we know only means that our HELLO is still on its way.
-* A numbered frame goes again when an ACK shows that it is missing, or 300 ms after the last progress, doubling to
+* A numbered frame goes again when an ACK shows that it is missing, or 500 ms after the last progress, doubling to
   2 s (5). Nothing goes again before the peer has shown that it is in the session.
 * A quiet peer is asked by HELLO after 1 s, which it answers with an ACK; only one that does not answer makes us
   read Redis at 2 s (6). So a call in which nobody speaks costs next to no reads. A side without a peer reads as
@@ -37,8 +37,8 @@ __all__ = ["Delivery", "Limits", "Link", "LinkEvent", "LinkFull", "PeerChanged",
 
 HELLO_EVERY = 0.25
 ACK_CONTROL = 0.05  # the shell of the other side may be waiting for this one
-ACK_AUDIO = 0.1  # nobody waits; two thirds below the resend time, and half the entries of a call whose agent is silent
-RESEND_AFTER, RESEND_MOST = 0.3, 2.0
+ACK_AUDIO = 0.25  # nobody waits, and any frame that goes the other way says the same
+RESEND_AFTER, RESEND_MOST = 0.5, 2.0
 HOLE_EVERY = 0.05  # for the same hole, both the ACK that shows it and the answer to that
 GONE_EVERY = 1.0
 PROBE_AFTER, SILENT_AFTER = 1.0, 2.0
@@ -295,7 +295,7 @@ class Link:
             before = self._in.done
             self._in.finish(delivery.seq)
             if self._in.done > before:
-                self._owe_ack(now + ACK_CONTROL)
+                self._owe_ack(now + (ACK_AUDIO if delivery.kind == Kind.PLAYED else ACK_CONTROL))
 
     def acknowledge(self) -> None:
         """Confirm with the next `take` what was received and done: the shell is about to stop."""
@@ -542,7 +542,7 @@ class Link:
                 self._shown = (self._in.rx + 1, now)
                 self._ack = True
             return
-        if frame.kind in AUDIO:
+        if frame.kind in AUDIO or frame.kind == Kind.PLAYED:
             self._owe_ack(now + ACK_AUDIO)
         elif repeatable(frame.kind, frame.body):
             self._owe_ack(now + ACK_CONTROL)

@@ -79,7 +79,7 @@ class Pod:
         self.calls = Calls(state, settings.fleet, transcript_ttl=settings.transcript_ttl)
         self.fleet = Fleet(state, settings.fleet, self.id, role)
         self.inbox = Inbox(media, self.id, self._deliver, lost=self._inbox_lost)
-        self.outbox = Outbox(media, self.id, self._unreachable)
+        self.outbox = Outbox(media, self.id, self._unreachable, linger=settings.linger_ms / 1000)
         self._info = info
         self._on_beat = on_beat
         self._on_command = on_command

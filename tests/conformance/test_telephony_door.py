@@ -212,6 +212,7 @@ async def test_an_edge_at_its_capacity_refuses_calls_and_keeps_room_for_those_th
             await third.initiate()
             assert "capacity" in (await third.expect("session.error"))["reason"]
             assert refusals("edge_full") == before + 2
+            await third.rest()  # its place is free when the edge has closed it
         async with wire(bridge.url, lost.cid) as back:
             await back.resume()
             await back.expect("session.accepted")

@@ -24,7 +24,7 @@ def audio(seq, nbytes=160):
 class Pair:
     """Pod `b` with an inbox, pod `a` with an outbox."""
 
-    def __init__(self, server):
+    def __init__(self, server, linger=0.0):
         self.server = server
         self.got = []
         self.senders = set()
@@ -32,7 +32,7 @@ class Pair:
         self.undelivered = []
         self.faults = 0
         self.inbox = Inbox(server, "b", self.deliver, lost=self.on_lost)
-        self.outbox = Outbox(server, "a", lambda pod, frames: self.undelivered.append((pod, frames)))
+        self.outbox = Outbox(server, "a", lambda pod, frames: self.undelivered.append((pod, frames)), linger=linger)
         self.tasks = []
 
     def deliver(self, sender, frames):
@@ -65,9 +65,9 @@ class Pair:
 
 
 @contextlib.asynccontextmanager
-async def pair_on(url, **which):
+async def pair_on(url, *, linger=0.0, **which):
     server = await connect(url, name="pod")
-    pair = Pair(server)
+    pair = Pair(server, linger)
     try:
         await pair.inbox.open()
         pair.start(**which)
@@ -112,6 +112,27 @@ async def test_all_frames_of_one_tick_travel_in_one_entry(pair, eventually):
         pair.outbox.post("b", audio(seq))
     await eventually(lambda: len(pair.got) == 200)
     assert await entries_added(pair.server) - before == 1
+
+
+async def test_audio_lingers_for_more_of_it_and_goes_with_whatever_cannot_wait(redis_url, eventually):
+    async with pair_on(redis_url, linger=60.0) as pair:
+        before = await entries_added(pair.server)
+        pair.outbox.post("b", frame(1))
+        assert await pair.outbox.flush(5)
+        for seq in (2, 3):
+            pair.outbox.post("b", audio(seq))
+            assert not await pair.outbox.flush(0.02)
+        pair.outbox.post("b", frame(4))
+        await eventually(lambda: pair.seqs == [1, 2, 3, 4])
+        assert await entries_added(pair.server) == before + 2
+
+
+async def test_audio_alone_does_not_linger_for_longer_than_it_may(redis_url, eventually):
+    async with pair_on(redis_url, linger=0.05) as pair:
+        for seq in range(1, 4):
+            pair.outbox.post("b", audio(seq))
+            await asyncio.sleep(0)
+        await eventually(lambda: pair.seqs == [1, 2, 3])
 
 
 async def test_each_destination_has_its_own_order(pair, eventually):

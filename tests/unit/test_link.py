@@ -236,7 +236,7 @@ def test_the_same_hole_is_not_filled_twice_within_50_ms():
     assert len(wire.edge.take()) == 2
 
 
-def test_a_lost_frame_goes_again_after_300_ms_and_then_ever_later():
+def test_a_lost_frame_goes_again_after_half_a_second_and_then_ever_later():
     wire = Wire()
     wire.edge.send(Kind.END, ["x", None], wire.now)
     wire.carry()
@@ -258,7 +258,7 @@ def test_a_lost_frame_goes_again_after_300_ms_and_then_ever_later():
         wire.edge.tick(wire.now)
         for _, frame in wire.edge.take():
             lose(frame)
-    assert times[:6] == [0.0, 0.3, 0.9, 2.1, 4.1, 6.1]
+    assert times[:6] == [0.0, 0.5, 1.5, 3.5, 5.5, 7.5]
 
 
 def test_progress_resets_the_patience_of_the_sender():
@@ -272,7 +272,7 @@ def test_progress_resets_the_patience_of_the_sender():
     wire.edge.send(Kind.BACK, [], wire.now)
     wire.edge.receive("worker-1", Frame(1, "c", E1, W1, 0, 1, 0, Kind.ACK, []), wire.now)
     wire.edge.take()
-    assert wire.edge.deadline() == pytest.approx(wire.now + 0.3)
+    assert wire.edge.deadline() == pytest.approx(wire.now + 0.5)
 
 
 def test_more_than_256_frames_ahead_of_a_gap_are_not_held_and_come_again():
@@ -321,13 +321,13 @@ def test_silence_is_broken_by_one_bare_ack_within_50_ms_of_control():
     assert [(f.kind, f.rx, f.done) for f in wire.passed[2:]] == [(Kind.ACK, 2, 0)]
 
 
-def test_audio_alone_is_acknowledged_within_100_ms():
+def test_audio_alone_is_acknowledged_within_250_ms():
     wire = Wire()
     for n in range(50):
         wire.edge.send_audio(Kind.UP, [n], 1, wire.now)
         wire.carry()
         wire.wait(0.02)
-    assert wire.kinds().count(Kind.ACK) == pytest.approx(10, abs=2)
+    assert wire.kinds().count(Kind.ACK) == pytest.approx(4, abs=1)
     assert wire.edge.resent == 0
 
 
@@ -363,7 +363,7 @@ def test_audio_counts_as_done_when_it_is_delivered():
     wire = Wire()
     wire.edge.send_audio(Kind.UP, [b"x"], 1, wire.now)
     wire.carry()
-    wire.wait(0.1)
+    wire.wait(0.25)
     assert (wire.passed[-1].rx, wire.passed[-1].done) == (1, 1)
     assert wire.edge.settled
 
@@ -429,9 +429,9 @@ def test_agent_audio_is_kept_until_it_has_arrived():
     wire = Wire()
     wire.worker.send_audio(Kind.DOWN, [[W1, 1], b"x"], 100, wire.now)
     wire.carry(lose=lambda frame: frame.kind == Kind.DOWN)
-    wire.wait(0.29)
+    wire.wait(0.49)
     assert wire.worker.retained_bytes == 100
-    wire.wait(0.2)
+    wire.wait(0.4)
     assert wire.worker.retained_bytes == 0
     assert wire.worker.dropped == 0
 
@@ -737,6 +737,7 @@ def test_without_an_utterance_to_replay_the_new_owner_hears_nothing_old(ask: boo
 def test_a_shell_that_says_nothing_about_replay_replays_nothing():
     wire = Wire()
     speak(wire, 0.5)
+    wire.wait(0.25)
     wire.edge.send_audio(Kind.UP, ["unheard"], 1600, wire.now)
     wire.carry(lose=from_edge)
     claim(wire)
@@ -773,7 +774,7 @@ def play(wire: Wire) -> None:
     """One frame that arrives and two that do not, with the end of the turn behind them."""
     wire.worker.send_audio(Kind.DOWN, [[W1, 1], 1], 100, wire.now)
     wire.carry()
-    wire.wait(0.2)
+    wire.wait(0.3)
     for n in (2, 3):
         wire.worker.send_audio(Kind.DOWN, [[W1, 1], n], 100, wire.now)
     wire.worker.send(Kind.TURNEND, [[W1, 1]], wire.now)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.exceptions import ConnectionClosed, ConnectionClosedOK, InvalidStatus, WebSocketException
 
 from bridge_shared import logs, metrics
+from bridge_shared.direct import Direct, Message
 from bridge_shared.errors import AgentFailed
 from bridge_shared.keepalive import notice_half_open
 from bridge_shared.protocol import deepgram as dg
@@ -30,7 +31,7 @@ QUEUED_SECONDS = 2.0
 """Caller audio that may wait for a slow agent; the oldest is dropped beyond it (§5.2)."""
 
 
-class _Connection(ClientConnection):
+class _Connection(Direct, ClientConnection):
     """Knows when something has arrived last, pongs included."""
 
     heard_at = 0.0
@@ -102,21 +103,29 @@ class Agent:
             raise
         log.info("agent connected", request_id=self.machine.request_id)
 
-    async def events(self) -> AsyncIterator[dg.AgentEvent]:
-        """All that the agent says, in order, until the connection ends.
+    async def listen(self, heard: Callable[[dg.AgentEvent], None]) -> NoReturn:
+        """Call `heard` with all that the agent says, in order, until the connection ends. Cancelling it ends that.
 
         Raises:
-            AgentFailed: always, in the end, unless the reader stops before: the agent never ends a call.
+            AgentFailed: always, in the end: the agent never ends a call.
+            Exception: what `heard` raised.
         """
+
+        def take(message: Message) -> None:
+            for event in self.machine.receive(message):
+                heard(event)
+                if isinstance(event, dg.AgentError):
+                    raise _error(event)
+
         early, self._early = self._early, []
         for event in early:
-            yield event
+            heard(event)
         try:
-            async for message in self._socket:
-                for event in self.machine.receive(message):
-                    yield event
-                    if isinstance(event, dg.AgentError):
-                        raise _error(event)
+            await self._socket.each(take)
+        except ConnectionClosedOK as error:
+            raise self._given_up or AgentFailed(
+                "disconnected", "The agent closed the connection", retryable=True
+            ) from error
         except ConnectionClosed as error:
             if self._given_up is not None:
                 raise self._given_up from error
@@ -127,10 +136,11 @@ class Agent:
                 retryable=dg.parse_close(code, self.machine.error),
                 cause=error,
             ) from error
-        raise AgentFailed("disconnected", "The agent closed the connection", retryable=True)
 
     def hear(self, audio: bytes) -> None:
-        """Queue caller audio: whole samples, at least one."""
+        """Send caller audio, or queue it while the agent is slow: whole samples, at least one."""
+        if not self._queue and self._socket.send_now(audio, text=False):
+            return
         self._queue.append(audio)
         self._queued_audio += len(audio)
         while self._queued_audio > self._most_audio:

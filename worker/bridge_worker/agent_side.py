@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bridge_shared import logs, metrics
 from bridge_shared.errors import AgentFailed, BridgeError, Fenced
+from bridge_shared.protocol import deepgram as dg
 from bridge_shared.types.audiocodes import BridgeErrorEvent
 from bridge_worker import agent_settings
 from bridge_worker.agent import Agent
@@ -276,11 +277,7 @@ class AgentSide:
         roll_over = self._c.tasks.create_task(self._roll_over(agent))
         watch = self._c.tasks.create_task(agent.watch(self.answers))
         try:
-            async for event in agent.events():
-                self.answers.saw(event, self._loop.time())
-                self._c.events.happened(event)
-                self._c.caller.pump()
-                self._c.progress()
+            await agent.listen(self._heard)
         except AgentFailed as failure:
             self._c.tasks.create_task(agent.close())  # a peer that does not answer must not delay the next one
             return failure
@@ -298,7 +295,12 @@ class AgentSide:
             self._c.functions.agent_lost()
             if agent.unsent:
                 log.info("messages to the agent went with its connection", cid=self._cid, messages=agent.unsent)
-        return AgentFailed("disconnected", "The agent closed the connection", retryable=True)
+
+    def _heard(self, event: dg.AgentEvent) -> None:
+        self.answers.saw(event, self._loop.time())
+        self._c.events.happened(event)
+        self._c.caller.pump()
+        self._c.progress()
 
     def _gone(self) -> None:
         """No more of the turn will come: what is with the edge is played out, and the turn ends there."""

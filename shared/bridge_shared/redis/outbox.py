@@ -39,6 +39,9 @@ DEPTH: Final = 4
 FRAME_OVERHEAD: Final = 96
 """Bytes counted for a frame beside its audio."""
 
+_PATIENT: Final = AUDIO | {int(Kind.ACK), int(Kind.PLAYED)}
+"""Kinds that may linger: nobody waits for one of them."""
+
 _BULKY: Final = frozenset({int(Kind.ACTIVITY), int(Kind.COMMAND), int(Kind.SPEECH)})
 """Other kinds whose bodies may be large, so that they are worth measuring."""
 
@@ -59,15 +62,21 @@ class Batch:
 class Outbox:
     """Frames to other pods: queued by `post`, written once per tick of the event loop.
 
-    All frames for one destination in one tick are one XADD, all XADDs for one server one write. A batch is kept
+    All frames for one destination in one tick are one XADD, all XADDs for one server one write. Audio, and what is
+    as patient, lingers: it is not written sooner than `linger` seconds after the last write, unless something else is.
+    So nothing waits while there is little to do, and under load entries become fewer and larger. A batch is kept
     until Redis answered and is written again after a reconnect, so a frame may arrive twice but never out of order.
 
     Args:
         undeliverable: called in the loop when an inbox does not exist: its reader is gone.
+        linger: seconds; 0 writes all at once.
     """
 
-    def __init__(self, server: Server, pod: str, undeliverable: Callable[[str, list[Frame]], None]) -> None:
+    def __init__(
+        self, server: Server, pod: str, undeliverable: Callable[[str, list[Frame]], None], *, linger: float = 0.0
+    ) -> None:
         self._pod = pod
+        self.linger = linger
         self._undeliverable = undeliverable
         self._lanes: _Lanes | _OneLane
         # The one lane, if there is only one: then posting a frame need not ask for it.
@@ -115,7 +124,10 @@ class Outbox:
         if self._held > OUTBOX_BYTES:
             self._make_room()
         self._idle.clear()
-        lane.news.set()
+        if frame.kind in _PATIENT:
+            lane.soon()
+        else:
+            lane.news.set()
 
     async def run(self) -> None:
         """Write for ever, through any outage. Cancelling closes the connections; nothing else stops it."""
@@ -231,15 +243,36 @@ class _Lane(Pipeline):
     def __init__(self, outbox: Outbox, wire: Wire, outage: Outage | None = None) -> None:
         super().__init__(wire, depth=DEPTH, outage=outage)
         self._outbox = outbox
+        self._linger = outbox.linger
+        self._loop = asyncio.get_running_loop()
+        self._wrote_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._sent: deque[Batch | None] = deque()  # None: the reply to ASKING, which says nothing
         self.packed: deque[Batch] = deque()
         self.queue: deque[Item] = deque()
         self.asking: set[str] = set()
 
+    def soon(self) -> None:
+        """There is news that may linger."""
+        if self._timer is None and not self.news.is_set():
+            due = self._wrote_at + self._linger
+            if self._linger and self._loop.time() < due:
+                self._timer = self._loop.call_at(due, self._lingered)
+            else:
+                self.news.set()
+
+    def _lingered(self) -> None:
+        self._timer = None
+        self.news.set()
+
     def connected(self) -> None:
         self._outbox.drop_old_audio(self.queue)
 
     def take(self) -> tuple[bytes, int]:
+        self._wrote_at = self._loop.time()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         parts: list[bytes] = []
         while self.packed:
             self._send(self.packed.popleft(), parts)
@@ -286,6 +319,10 @@ class _Room:
         self.packed: deque[Batch] = deque()
         self.queue: deque[Item] = deque()
         self.news = news
+
+    def soon(self) -> None:
+        """There is news that may linger."""
+        self.news.set()
 
 
 class _OneLane:

@@ -25,6 +25,7 @@ from typing import Any, Final, Literal, Protocol, cast
 
 from hiredis import pack_command
 from redis import exceptions
+from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.asyncio.connection import Connection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -97,6 +98,9 @@ class Topology(Protocol):
 
     async def watch(self) -> None:
         """What must be looked after beside the connections, until cancelled; may return at once."""
+
+
+READ_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,9 +311,17 @@ class Wire:
         if self._asking:
             commands = tuple(ASKING + command for command in commands)
         try:
-            await self._connection.send_packed_command(b"".join(commands), check_health=False)
+            writer = self._connection._writer
+            if writer is None:
+                raise RedisUnavailable("the connection is closed")
+            writer.write(commands[0] if len(commands) == 1 else b"".join(commands))
+            if writer.transport.get_write_buffer_size() or writer.transport.is_closing():
+                await writer.drain()
         except Exception as error:
             raise self._broken(error) from error
+        except BaseException:
+            self.drop()
+            raise
 
     async def reply(self) -> Any:
         """The next reply, as the server sent it. Cancelling closes the connection: its replies would be out of step.
@@ -323,9 +335,9 @@ class Wire:
         ahead = self._asking
         try:
             if ahead:
-                await self._connection.read_response()
+                await self._next(self._connection)
                 ahead = False
-            return await self._connection.read_response()
+            return await self._next(self._connection)
         except exceptions.ResponseError as error:
             ours = translate(error)
             if ahead:  # ASKING itself was refused, and the reply to the command would be taken for the next one's
@@ -336,6 +348,22 @@ class Wire:
             raise ours from error
         except Exception as error:
             raise self._broken(error) from error
+        except BaseException:
+            self.drop()
+            raise
+
+    async def _next(self, connection: Connection) -> Any:
+        """The next reply, without redis-py's time-outs and checks around each: two thirds of what it would cost."""
+        parser = cast(Any, connection._parser)
+        stream = cast(asyncio.StreamReader, connection._reader)
+        while (reply := parser._reader.gets()) is NOT_ENOUGH_DATA:
+            data = await stream.read(READ_BYTES)
+            if not data:
+                raise RedisUnavailable("the server closed the connection")
+            parser._reader.feed(data)
+        if isinstance(reply, exceptions.RedisError):
+            raise reply
+        return reply
 
     async def call(self, *args: str | bytes | int, seconds: float = REPLY_SECONDS) -> Any:
         """One command and its reply, connecting first if need be. Errors as in `open` and `reply`.
