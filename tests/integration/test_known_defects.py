@@ -139,7 +139,6 @@ async def test_a_handler_that_has_succeeded_does_not_run_again_when_the_worker_d
         assert "crm" not in other.stdout
 
 
-@open_defect
 async def test_a_hundred_calls_that_no_worker_here_can_finish_keep_no_other_from_its_finish(
     redis_url: str, tmp_path: Path
 ) -> None:
@@ -168,7 +167,6 @@ async def crm(session, event):
 """
 
 
-@open_defect
 async def test_a_handler_that_hangs_for_one_call_does_not_keep_the_finish_of_others(
     redis_url: str, tmp_path: Path
 ) -> None:
@@ -214,7 +212,6 @@ async def test_a_plain_session_end_handler_that_hangs_is_cut_off_and_run_again_e
         await other.until(lambda: "crm again" in other.stdout, 20, "the finish elsewhere, 1 s + 1 s later")
 
 
-@open_defect
 async def test_a_finish_that_was_given_up_stays_given_up_when_the_worker_dies_right_then(
     redis_url: str, tmp_path: Path
 ) -> None:

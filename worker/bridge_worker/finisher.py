@@ -29,6 +29,9 @@ LOOK_SECONDS = 1.0
 OWNER_FIRST_SECONDS = 2.0
 """A call that ended without a finisher is left to its owner this long (DESIGN §7)."""
 
+AT_ONCE = 50
+"""So many adopted calls are finished beside each other: one that takes long keeps no other waiting."""
+
 PAUSES_SECONDS = (1, 5, 30, 120, 600, *[3600] * 23)
 """Between the tries of a finish: about a day in all."""
 
@@ -39,24 +42,61 @@ class Finisher:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._running: set[str] = set()
+        self._adopting: set[str] = set()
         self._seen: dict[str, float] = {}
         """When each call that is owed its finish was first seen here."""
+        self._bridges: dict[str, str] = {}
+        """Which bridge each of them is of, as far as that was read: those of no bridge here are not read again."""
 
     async def run(self) -> None:
         """Look for calls that nobody finishes, until cancelled. Cancelling it lets a running finish be repeated
         by another worker."""
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            try:
-                due = await self._worker.calls.due()
-                now = self._worker.loop.time()
-                self._seen = {cid: self._seen.get(cid, now) for cid in due}
-                for cid in due:
-                    await self._adopt(cid)
-            except RedisUnavailable as error:
-                log.debug("calls owed their finish cannot be looked up now", error=str(error))
-            except BridgeError:
-                log.exception("a call could not be finished")
+        async with asyncio.TaskGroup() as self._tasks:
+            while True:
+                await asyncio.sleep(LOOK_SECONDS)
+                try:
+                    await self._look()
+                except RedisUnavailable as error:
+                    log.debug("calls owed their finish cannot be looked up now", error=str(error))
+                except BridgeError:
+                    log.exception("calls owed their finish cannot be looked up")
+
+    async def _look(self) -> None:
+        """Adopt the calls that are due and nobody's, the longest due first."""
+        worker, now = self._worker, self._worker.loop.time()
+        due = await worker.calls.due()
+        self._seen = {cid: self._seen.get(cid, now) for cid in due}
+        self._bridges = {cid: bridge for cid, bridge in self._bridges.items() if cid in self._seen}
+        for cid in due:
+            if len(self._adopting) >= AT_ONCE:
+                return
+            if cid in self._adopting or self._bridges.get(cid, "") not in ("", *worker.hosted):
+                continue
+            record = await worker.calls.read(cid)
+            if record is None or record.finish != "owed":
+                await self._over(cid, record)
+            elif record.bridge not in worker.hosted:
+                self._bridges[cid] = record.bridge
+            elif not self._others(record):
+                self._adopting.add(cid)
+                self._tasks.create_task(self._adopted(worker.hosted[record.bridge], record))
+
+    async def _over(self, cid: str, record: CallRecord | None) -> None:
+        """A call in the list that owes nothing: whoever finished it or gave it up has died before the last step."""
+        if record is not None and record.finish == "given_up":
+            await self._worker.calls.give_up(cid)
+        else:
+            await self._worker.calls.finished(cid)
+
+    async def _adopted(self, hosted: Hosted, record: CallRecord) -> None:
+        try:
+            await self._adopt(hosted, record)
+        except RedisUnavailable as error:
+            log.debug("a call could not be finished now", cid=record.cid, error=str(error))
+        except Exception:  # one odd call must end neither the pod nor the finish of others
+            log.exception("a call could not be finished", cid=record.cid)
+        finally:
+            self._adopting.discard(record.cid)
 
     async def finish(
         self, cid: str, hosted: Hosted, session: Session, event: FinishEvent, handled: Collection[str] = ()
@@ -100,15 +140,9 @@ class Finisher:
             log.error("the finish is given up", cid=cid, tries=tries)
             await self._worker.calls.give_up(cid)
 
-    async def _adopt(self, cid: str) -> None:
-        worker, calls = self._worker, self._worker.calls
-        record = await calls.read(cid)
-        if record is None or record.finish != "owed":
-            return await calls.finished(cid)
-        hosted = worker.hosted.get(record.bridge)
-        if hosted is None or self._others(record):
-            return None
-        record = await calls.claim_finish(cid, worker=worker.pod, seen_finisher=record.finisher)
+    async def _adopt(self, hosted: Hosted, seen: CallRecord) -> None:
+        worker, calls, cid = self._worker, self._worker.calls, seen.cid
+        record = await calls.claim_finish(cid, worker=worker.pod, seen_finisher=seen.finisher)
         if record is None:
             return None
         tries = int(record.raw.get("finish_attempts") or 0)

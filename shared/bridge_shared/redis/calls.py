@@ -368,9 +368,15 @@ class Calls:
         await self._file(cid, finish)
         return Ended(status == b"first", stands, why, finish)
 
-    async def due(self, limit: int = 100) -> list[str]:
-        """Calls whose finish is owed and due, longest due first."""
-        return [_text(cid) for cid in await self._server.script_again(scripts.DUE, [self._ended], [limit, 0])]
+    async def due(self, page: int = 1000) -> list[str]:
+        """All calls whose finish is owed and due, longest due first. Of what leaves the list meanwhile others may take
+        the place, and be missed until the next time."""
+        found: list[str] = []
+        while True:
+            part = await self._server.script_again(scripts.DUE, [self._ended], [page, 0, len(found)])
+            found += map(_text, part)
+            if len(part) < page:
+                return list(dict.fromkeys(found))
 
     async def claim_finish(self, cid: str, *, worker: str, seen_finisher: str) -> CallRecord | None:
         """Become the finisher, if it is still `seen_finisher`; raises the epoch first unless `worker` is the owner.
@@ -437,7 +443,7 @@ class Calls:
         """
         repaired = 0
         for cid, (state, finish) in await self._states(
-            await self._server.script_again(scripts.DUE, [self._index], [-1, YOUNG_MS])
+            await self._server.script_again(scripts.DUE, [self._index], [-1, YOUNG_MS, 0])
         ):
             if state is None:
                 await self._server.execute_again("ZREM", self._index, cid)

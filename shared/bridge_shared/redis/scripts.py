@@ -349,12 +349,12 @@ return 1
 """
 )
 
-# KEYS zset · ARGV limit, slack ms -> members whose score is <= now - slack
+# KEYS zset · ARGV limit, slack ms, offset -> members whose score is <= now - slack
 DUE: Final = Script(
     _READ
     + _TIME
     + """
-return redis.call('ZRANGE', KEYS[1], '-inf', int(now - num(ARGV[2])), 'BYSCORE', 'LIMIT', 0, ARGV[1])
+return redis.call('ZRANGE', KEYS[1], '-inf', int(now - num(ARGV[2])), 'BYSCORE', 'LIMIT', ARGV[3], ARGV[1])
 """
 )
 
