@@ -123,7 +123,6 @@ async def slow(session, event):
 """
 
 
-@open_defect
 async def test_a_handler_that_has_succeeded_does_not_run_again_when_the_worker_dies_in_the_next_one(
     redis_url: str, tmp_path: Path
 ) -> None:
@@ -196,7 +195,6 @@ def crm(session, event):
 """
 
 
-@open_defect
 async def test_a_plain_session_end_handler_that_hangs_is_cut_off_and_run_again_elsewhere(
     redis_url: str, tmp_path: Path
 ) -> None:
@@ -247,7 +245,6 @@ async def crm(session, event):
 """
 
 
-@open_defect
 async def test_a_second_try_on_the_former_owner_has_the_session_that_the_application_knows(
     redis_url: str, tmp_path: Path
 ) -> None:
@@ -663,7 +660,6 @@ async def audit(session, event):
 """ + FIRST_EDITION.replace('raise RuntimeError("no mail today")', 'print("mail", flush=True)')
 
 
-@open_defect
 async def test_a_handler_that_has_succeeded_does_not_run_again_in_a_newer_edition_of_the_application(
     redis_url: str, tmp_path: Path
 ) -> None:

@@ -9,7 +9,8 @@ what Redis holds. Success is recorded per handler, so that a repeated finish run
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bridge_shared import logs, metrics
@@ -17,6 +18,7 @@ from bridge_shared.errors import BridgeError, RedisUnavailable
 from bridge_shared.redis.calls import CallRecord
 from bridge_shared.types.deepgram import ConversationTextEvent
 from bridge_shared.types.extra import FinishEvent
+from bridge_worker.crossing import Crossing, LeftBehind
 from bridge_worker.session import Session, SessionState
 from bridge_worker.session_data import SessionData
 
@@ -32,6 +34,12 @@ OWNER_FIRST_SECONDS = 2.0
 AT_ONCE = 50
 """So many adopted calls are finished beside each other: one that takes long keeps no other waiting."""
 
+KEPT = 1000
+"""So many calls that wait for their next try are remembered with the session that the application knows."""
+
+RECORD_SECONDS, AGAIN_SECONDS = 5.0, 0.25
+"""How long, and how often, the success of a handler is told a Redis that does not answer."""
+
 PAUSES_SECONDS = (1, 5, 30, 120, 600, *[3600] * 23)
 """Between the tries of a finish: about a day in all."""
 
@@ -45,6 +53,8 @@ class Finisher:
         self._adopting: set[str] = set()
         self._seen: dict[str, float] = {}
         """When each call that is owed its finish was first seen here."""
+        self._kept: dict[str, _Kept] = {}
+        """The calls that have to be tried again, oldest first."""
         self._bridges: dict[str, str] = {}
         """Which bridge each of them is of, as far as that was read: those of no bridge here are not read again."""
 
@@ -101,44 +111,64 @@ class Finisher:
     async def finish(
         self, cid: str, hosted: Hosted, session: Session, event: FinishEvent, handled: Collection[str] = ()
     ) -> None:
-        """Run the `session_end` handlers of a call whose finish is ours, and record what succeeded.
+        """Run the `session_end` handlers of a call whose finish is ours, and record the success of each at once.
 
         Args:
             handled: handlers that have succeeded before.
         """
-        settings, calls = self._worker.settings, self._worker.calls
+        settings = self._worker.settings
         self._running.add(cid)
         span = self._worker.tracing.part("finish", cid, attempt=event.attempt)
+        record = _Record(self._worker, cid)
         try:
-            results = await hosted.handlers.finish(session, event, seconds=settings.finish_timeout, skip=handled)
+            results = await hosted.handlers.finish(
+                session, event, seconds=settings.finish_timeout, skip=handled, succeeded=record.succeeded
+            )
         except BaseException:
             span.end(cut_off=True)
             raise
         finally:
             self._running.discard(cid)
-        failed = [name for name, problem in results.items() if problem]
+        failed = {name: problem for name, problem in results.items() if problem is not None}
         metrics.finishes.labels(result="failed" if failed else "done").inc()
         span.end(error="handlers_failed" if failed else "", handlers=len(results), failed=len(failed))
+        if record.others:
+            return log.warning("another worker finishes the call now", cid=cid)
         try:
-            for name in results.keys() - set(failed):
-                await calls.handled(cid, name, finisher=self._worker.pod)
-            if failed:
-                log.error("session_end handlers failed, they will be run again", cid=cid, handlers=len(failed))
-                await self._again(cid)
-            else:
-                await calls.finished(cid)
+            if not failed:
+                self._kept.pop(cid, None)
+                return await self._worker.calls.finished(cid, record.missing)
+            self._keep(cid, session, failed)
+            log.error("session_end handlers failed, they will be run again", cid=cid, handlers=len(failed))
+            for name in record.missing:
+                await self._worker.calls.handled(cid, name, finisher=self._worker.pod)
+            await self._again(cid)
         except BridgeError as error:
             log.error("the finish could not be recorded, it will run again", cid=cid, error=str(error))
 
+    def _keep(self, cid: str, session: Session, failed: Mapping[str, Exception]) -> None:
+        """Remember a call that has to be tried again; the oldest is forgotten if they are too many."""
+        left = {name: problem.work for name, problem in failed.items() if isinstance(problem, LeftBehind)}
+        self._kept.pop(cid, None)
+        self._kept[cid] = _Kept(session, left)
+        while len(self._kept) > KEPT:
+            del self._kept[next(iter(self._kept))]
+
     async def _again(self, cid: str) -> None:
-        """Set the next try, later each time, for a day."""
-        record = await self._worker.calls.read(cid)
+        """Set the next try, later each time, for a day; of what still runs here, by any other worker."""
+        calls = self._worker.calls
+        record = await calls.read(cid)
         tries = int(record.raw.get("finish_attempts") or 0) if record is not None else 0
-        if tries < len(PAUSES_SECONDS):
-            await self._worker.calls.postpone(cid, PAUSES_SECONDS[tries])
-        else:
-            log.error("the finish is given up", cid=cid, tries=tries)
-            await self._worker.calls.give_up(cid)
+        if tries >= len(PAUSES_SECONDS):
+            return await self._give_up(cid, tries)
+        await calls.postpone(cid, PAUSES_SECONDS[tries])
+        if not self._kept[cid].over:
+            await calls.release_finish(cid, finisher=self._worker.pod)
+
+    async def _give_up(self, cid: str, tries: int) -> None:
+        log.error("the finish is given up", cid=cid, tries=tries)
+        self._kept.pop(cid, None)
+        await self._worker.calls.give_up(cid)
 
     async def _adopt(self, hosted: Hosted, seen: CallRecord) -> None:
         worker, calls, cid = self._worker, self._worker.calls, seen.cid
@@ -147,12 +177,15 @@ class Finisher:
             return None
         tries = int(record.raw.get("finish_attempts") or 0)
         if tries > len(PAUSES_SECONDS):
-            log.error("the finish is given up", cid=cid, tries=tries)
-            return await calls.give_up(cid)
+            return await self._give_up(cid, tries)
         # a handler may take this process down: then the next one is not to follow at once
         await calls.postpone(cid, PAUSES_SECONDS[max(0, tries - 1)])
         log.info("finishing a call", cid=cid, reason=record.reason)
-        session = await self._session(hosted, record)
+        kept = self._kept.get(cid)
+        late = set(kept.succeeded) if kept is not None else set()
+        for name in late:
+            await calls.handled(cid, name, finisher=worker.pod)
+        session = kept.session if kept is not None else await self._session(hosted, record)
         event = FinishEvent(
             session_id=session.session_id,
             reason=record.reason or "error",  # type: ignore[arg-type]
@@ -161,12 +194,12 @@ class Finisher:
             attempt=tries + 1,
             idempotency_key=finish_key(cid),
         )
-        await self.finish(cid, hosted, session, event, record.handled)
+        await self.finish(cid, hosted, session, event, record.handled | late)
 
     def _others(self, record: CallRecord) -> bool:
         """Whether somebody else, or another task here, is to finish this call."""
-        worker = self._worker
-        if record.cid in self._running or worker.serves(record.cid):
+        worker, kept = self._worker, self._kept.get(record.cid)
+        if record.cid in self._running or worker.serves(record.cid) or (kept is not None and not kept.over):
             return True
         if record.finisher:
             return record.finisher != worker.pod and worker.alive(record.finisher)
@@ -183,6 +216,54 @@ class Finisher:
             for line in await self._worker.calls.transcript(record.cid)
         )
         return session
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A call whose finish was tried here and has to be tried again: the session that the application knows, and the
+    handlers that could not be cut off."""
+
+    session: Session
+    left: dict[str, Crossing[Exception | None]]
+
+    @property
+    def over(self) -> bool:
+        """None of its handlers is running."""
+        return all(work.over for work in self.left.values())
+
+    @property
+    def succeeded(self) -> list[str]:
+        """The handlers that did so after all, when nobody waited for them any more."""
+        return [name for name, work in self.left.items() if work.results == [None]]
+
+
+class _Record:
+    """Which handlers have succeeded in one try of a finish, as told to Redis."""
+
+    def __init__(self, worker: Worker, cid: str) -> None:
+        self._worker, self._cid = worker, cid
+        self.others = False
+        """Another worker finishes the call now."""
+        self.missing: list[str] = []
+        """Handlers whose success Redis does not know yet."""
+
+    async def succeeded(self, name: str) -> bool:
+        """Record it, and try to for some seconds if Redis is away. False: another worker finishes the call now."""
+        worker, calls, cid = self._worker, self._worker.calls, self._cid
+        try:
+            async with asyncio.timeout(RECORD_SECONDS):
+                while True:
+                    try:
+                        if not await calls.handled(cid, name, finisher=worker.pod):
+                            record = await calls.read(cid)  # None, or of nobody: Redis had lost it
+                            self.others = record is not None and record.finisher not in ("", worker.pod)
+                        return not self.others
+                    except RedisUnavailable:
+                        await asyncio.sleep(AGAIN_SECONDS)
+        except (TimeoutError, BridgeError) as error:
+            log.warning("the success of a handler is not recorded yet", cid=cid, handler=name, error=str(error))
+            self.missing.append(name)
+            return True
 
 
 def finish_key(cid: str) -> str:

@@ -402,6 +402,10 @@ class Calls:
         """Record that a handler has succeeded. False: somebody else finishes the call now."""
         return bool(await self._server.script_again(scripts.HANDLED, [CallKeys.of(cid).call], [finisher, handler]))
 
+    async def release_finish(self, cid: str, *, finisher: str) -> None:
+        """Leave the finish to others, if it is ours still."""
+        await self._server.script_again(scripts.RELEASE_FINISH, [CallKeys.of(cid).call], [finisher])
+
     async def postpone(self, cid: str, seconds: float) -> None:
         """The next try of the finish is due in `seconds`."""
         await self._server.script_again(

@@ -223,6 +223,16 @@ return 1
 """
 )
 
+# KEYS call · ARGV finisher -> 1 | 0. Anybody may claim the finish then.
+RELEASE_FINISH: Final = Script(
+    _ALWAYS
+    + """
+if redis.call('HGET', KEYS[1], 'finisher') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'finisher', '')
+return 1
+"""
+)
+
 # KEYS call, transcript, heard, functions · ARGV finish (done, given_up), retention, summary fields or '', handler, ...
 # -> 1 | 0 (no such ended call). Retention counts from the end of the call.
 FINISHED: Final = Script(
