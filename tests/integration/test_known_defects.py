@@ -300,7 +300,6 @@ async def keys(session, event):
 """
 
 
-@open_defect
 async def test_a_plain_before_transfer_handler_that_hangs_holds_the_transfer_up_no_longer_than_the_setting(
     redis_url: str, tmp_path: Path
 ) -> None:
