@@ -258,7 +258,6 @@ async def test_a_second_try_on_the_former_owner_has_the_session_that_the_applica
         assert "attempt 2 a customer" in owner.stdout
 
 
-@open_defect
 async def test_what_a_session_end_handler_keeps_in_session_data_is_there_at_its_next_try(
     redis_url: str, tmp_path: Path
 ) -> None:
@@ -600,7 +599,6 @@ async def said(session, event):
 """
 
 
-@open_defect
 async def test_session_data_is_written_at_once_whatever_another_handler_does(redis_url: str, tmp_path: Path) -> None:
     # conversation.py:236: nothing is written while any `activity` handler runs (30 s at most, longer with a transfer in
     # it), what handlers of the agent's lane set neither

@@ -19,6 +19,7 @@ from bridge_shared.redis.calls import CallRecord
 from bridge_shared.types.deepgram import ConversationTextEvent
 from bridge_shared.types.extra import FinishEvent
 from bridge_worker.crossing import Crossing, LeftBehind
+from bridge_worker.finish_notes import FinishNotes
 from bridge_worker.session import Session, SessionState
 from bridge_worker.session_data import SessionData
 
@@ -36,9 +37,6 @@ AT_ONCE = 50
 
 KEPT = 1000
 """So many calls that wait for their next try are remembered with the session that the application knows."""
-
-RECORD_SECONDS, AGAIN_SECONDS = 5.0, 0.25
-"""How long, and how often, the success of a handler is told a Redis that does not answer."""
 
 PAUSES_SECONDS = (1, 5, 30, 120, 600, *[3600] * 23)
 """Between the tries of a finish: about a day in all."""
@@ -109,21 +107,34 @@ class Finisher:
             self._adopting.discard(record.cid)
 
     async def finish(
-        self, cid: str, hosted: Hosted, session: Session, event: FinishEvent, handled: Collection[str] = ()
+        self,
+        cid: str,
+        hosted: Hosted,
+        session: Session,
+        event: FinishEvent,
+        *,
+        handled: Collection[str] = (),
+        stored: str = "",
     ) -> None:
         """Run the `session_end` handlers of a call whose finish is ours, and record the success of each at once.
 
         Args:
             handled: handlers that have succeeded before.
+            stored: `Session.data` as Redis has it, as far as is known.
         """
         settings = self._worker.settings
         self._running.add(cid)
         span = self._worker.tracing.part("finish", cid, attempt=event.attempt)
-        record = _Record(self._worker, cid)
+        notes = FinishNotes(self._worker, cid, session.data, stored)
         try:
-            results = await hosted.handlers.finish(
-                session, event, seconds=settings.finish_timeout, skip=handled, succeeded=record.succeeded
-            )
+            async with asyncio.TaskGroup() as tasks:
+                writing = tasks.create_task(notes.run())
+                results = await hosted.handlers.finish(
+                    session, event, seconds=settings.finish_timeout, skip=handled, succeeded=notes.succeeded
+                )
+                if any(results.values()):
+                    await notes.flush()
+                writing.cancel()
         except BaseException:
             span.end(cut_off=True)
             raise
@@ -132,15 +143,15 @@ class Finisher:
         failed = {name: problem for name, problem in results.items() if problem is not None}
         metrics.finishes.labels(result="failed" if failed else "done").inc()
         span.end(error="handlers_failed" if failed else "", handlers=len(results), failed=len(failed))
-        if record.others:
+        if notes.others:
             return log.warning("another worker finishes the call now", cid=cid)
         try:
             if not failed:
                 self._kept.pop(cid, None)
-                return await self._worker.calls.finished(cid, record.missing)
+                return await self._worker.calls.finished(cid, notes.missing)
             self._keep(cid, session, failed)
             log.error("session_end handlers failed, they will be run again", cid=cid, handlers=len(failed))
-            for name in record.missing:
+            for name in notes.missing:
                 await self._worker.calls.handled(cid, name, finisher=self._worker.pod)
             await self._again(cid)
         except BridgeError as error:
@@ -185,7 +196,10 @@ class Finisher:
         late = set(kept.succeeded) if kept is not None else set()
         for name in late:
             await calls.handled(cid, name, finisher=worker.pod)
+        stored = record.raw.get("data", "")
         session = kept.session if kept is not None else await self._session(hosted, record)
+        if kept is None or seen.finisher != worker.pod:  # the newest data is of another worker's try
+            session._data = SessionData(stored)
         event = FinishEvent(
             session_id=session.session_id,
             reason=record.reason or "error",  # type: ignore[arg-type]
@@ -194,7 +208,7 @@ class Finisher:
             attempt=tries + 1,
             idempotency_key=finish_key(cid),
         )
-        await self.finish(cid, hosted, session, event, record.handled | late)
+        await self.finish(cid, hosted, session, event, handled=record.handled | late, stored=stored)
 
     def _others(self, record: CallRecord) -> bool:
         """Whether somebody else, or another task here, is to finish this call."""
@@ -208,7 +222,6 @@ class Finisher:
     async def _session(self, hosted: Hosted, record: CallRecord) -> Session:
         session = hosted.session(record.cid)
         session._begin(record.session_id, record.cid, record.media_format or None, None)  # type: ignore[arg-type]
-        session._data = SessionData(record.raw.get("data", ""))
         session._start = record.start
         session._state = SessionState.ENDED
         session._transcript.extend(
@@ -235,35 +248,6 @@ class _Kept:
     def succeeded(self) -> list[str]:
         """The handlers that did so after all, when nobody waited for them any more."""
         return [name for name, work in self.left.items() if work.results == [None]]
-
-
-class _Record:
-    """Which handlers have succeeded in one try of a finish, as told to Redis."""
-
-    def __init__(self, worker: Worker, cid: str) -> None:
-        self._worker, self._cid = worker, cid
-        self.others = False
-        """Another worker finishes the call now."""
-        self.missing: list[str] = []
-        """Handlers whose success Redis does not know yet."""
-
-    async def succeeded(self, name: str) -> bool:
-        """Record it, and try to for some seconds if Redis is away. False: another worker finishes the call now."""
-        worker, calls, cid = self._worker, self._worker.calls, self._cid
-        try:
-            async with asyncio.timeout(RECORD_SECONDS):
-                while True:
-                    try:
-                        if not await calls.handled(cid, name, finisher=worker.pod):
-                            record = await calls.read(cid)  # None, or of nobody: Redis had lost it
-                            self.others = record is not None and record.finisher not in ("", worker.pod)
-                        return not self.others
-                    except RedisUnavailable:
-                        await asyncio.sleep(AGAIN_SECONDS)
-        except (TimeoutError, BridgeError) as error:
-            log.warning("the success of a handler is not recorded yet", cid=cid, handler=name, error=str(error))
-            self.missing.append(name)
-            return True
 
 
 def finish_key(cid: str) -> str:

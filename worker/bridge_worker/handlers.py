@@ -37,14 +37,21 @@ Failed = Callable[[Exception], None]
 
 @dataclass(slots=True)
 class Running:
-    """A handler at work: its lane (none for `session_end`) and its time limit, None once it has returned."""
+    """A handler at work: its event, its lane (none for `session_end`) and its time limit, None once it has returned."""
 
+    name: str
     lane: Lane | None
     limit: asyncio.Timeout | None
 
 
 current: contextvars.ContextVar[Running | None] = contextvars.ContextVar("current_handler", default=None)
 """The handler that is running. Tasks that it starts see it too, also when it has returned."""
+
+
+def handling(name: str, lane: Lane) -> bool:
+    """Whether a handler of this event in this lane is running and asks this, by itself or by a task that it started."""
+    running = current.get()
+    return running is not None and running.limit is not None and running.lane is lane and running.name == name
 
 
 @contextlib.contextmanager
@@ -199,7 +206,7 @@ class Handlers:
     async def _call(
         self, handler: Handler, session: Any, name: str, event: Any, seconds: float, lane: Lane | None = None
     ) -> Exception | None:
-        running = Running(lane, None)
+        running = Running(name, lane, None)
         current.set(running)
         try:
             async with asyncio.timeout(seconds) as limit:

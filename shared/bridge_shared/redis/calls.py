@@ -402,6 +402,10 @@ class Calls:
         """Record that a handler has succeeded. False: somebody else finishes the call now."""
         return bool(await self._server.script_again(scripts.HANDLED, [CallKeys.of(cid).call], [finisher, handler]))
 
+    async def keep_data(self, cid: str, data: bytes, *, finisher: str) -> bool:
+        """Write `Session.data` of an ended call. False: somebody else finishes it now, or it is finished."""
+        return bool(await self._server.script_again(scripts.KEEP_DATA, [CallKeys.of(cid).call], [finisher, data]))
+
     async def release_finish(self, cid: str, *, finisher: str) -> None:
         """Leave the finish to others, if it is ours still."""
         await self._server.script_again(scripts.RELEASE_FINISH, [CallKeys.of(cid).call], [finisher])

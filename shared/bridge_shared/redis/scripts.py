@@ -223,6 +223,17 @@ return 1
 """
 )
 
+# KEYS call · ARGV finisher, data -> 1 | 0 (somebody else finishes it now, or it is finished)
+KEEP_DATA: Final = Script(
+    _IF_ROOM
+    + """
+local h = redis.call('HMGET', KEYS[1], 'finish', 'finisher')
+if h[1] ~= 'owed' or h[2] ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'data', ARGV[2])
+return 1
+"""
+)
+
 # KEYS call · ARGV finisher -> 1 | 0. Anybody may claim the finish then.
 RELEASE_FINISH: Final = Script(
     _ALWAYS
