@@ -17,6 +17,7 @@ import pytest
 from bridge_shared import metrics
 from bridge_shared.lifecycle import MediaThread
 from bridge_shared.types.audiocodes import BridgeErrorEvent
+from bridge_worker.crossing import LeftBehind
 from bridge_worker.handlers import LANE_LENGTH, Handlers, Lane, current, handler_name, named, waiting_for_the_end
 
 
@@ -557,6 +558,46 @@ async def test_a_finish_handler_that_hangs_is_cut_off_and_the_next_one_runs(app:
         "TimeoutError('it took longer than 0.02 s and was cancelled')",
         "None",
     ]
+
+
+async def test_a_finish_handler_that_blocks_its_loop_is_left_behind_and_what_it_did_late_is_known(
+    app: App, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("bridge_worker.crossing.CUT_OFF_SECONDS", 0.02)
+    let_go = threading.Event()
+    app.on("session_end", lambda _s, _e: app.log.append(let_go.wait(10)), lambda _s, _e: app.log.append("next"))
+    app.on("error", lambda _s, event: app.log.append(event.code))
+    failures = metrics.handler_errors.labels(event="session_end")
+    before = failures._value.get()
+    future = app.media.submit(app.handlers.finish(Call(), None, seconds=0.02))
+    future.add_done_callback(lambda _future: let_go.set())
+    blocking, waiting = (await asyncio.wrap_future(future)).values()
+    assert isinstance(blocking, LeftBehind) and isinstance(waiting, LeftBehind)
+    assert failures._value.get() == before + 2
+    await app.media_has_run()
+    assert (blocking.work.over, blocking.work.results) == (True, [None])
+    assert (waiting.work.over, waiting.work.results) == (True, []), "what nobody waits for any more does not begin"
+    assert app.log == [True, "handler_error", "handler_error"]
+
+
+async def test_the_next_handler_begins_when_the_success_of_the_one_before_is_recorded_and_only_if_it_is_ours(app: App):
+    async def succeeded(name: str) -> bool:
+        app.log.append(name.rpartition(".")[2])
+        return len(app.log) < 4
+
+    def one(_session: Any, _event: Any) -> None:
+        app.log.append("runs")
+
+    app.on("session_end", one, one, one)
+    work = app.handlers.finish(Call(), None, seconds=1, succeeded=succeeded)
+    await asyncio.wrap_future(app.media.submit(work))
+    assert app.log == ["runs", f"{one.__name__}", "runs", f"{one.__name__}#2"]
+
+
+async def test_it_is_known_whether_the_customers_loop_answers(app: App, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("bridge_worker.crossing.CUT_OFF_SECONDS", 0.02)
+    assert await asyncio.wrap_future(app.media.submit(app.handlers.answers()))
+    assert app.media.submit(app.handlers.answers()).result(10) is False  # this blocks the customer's loop
 
 
 async def test_cancelling_the_finish_cancels_the_handler(app: App):

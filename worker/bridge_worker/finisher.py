@@ -85,6 +85,8 @@ class Finisher:
                 await self._over(cid, record)
             elif record.bridge not in worker.hosted:
                 self._bridges[cid] = record.bridge
+                if record.finisher == worker.pod and not self._others(record):  # the bridge has left this process
+                    await worker.calls.release_finish(cid, finisher=worker.pod)
             elif not self._others(record):
                 self._adopting.add(cid)
                 self._tasks.create_task(self._adopted(worker.hosted[record.bridge], record))
@@ -132,7 +134,7 @@ class Finisher:
                 results = await hosted.handlers.finish(
                     session, event, seconds=settings.finish_timeout, skip=handled, succeeded=notes.succeeded
                 )
-                if any(results.values()):
+                if any(problem is not None for problem in results.values()):
                     await notes.flush()
                 writing.cancel()
         except BaseException:
@@ -166,14 +168,14 @@ class Finisher:
             del self._kept[next(iter(self._kept))]
 
     async def _again(self, cid: str) -> None:
-        """Set the next try, later each time, for a day; of what still runs here, by any other worker."""
+        """Set the next try, later each time, for a day; of what could not be cut off here, by any other worker."""
         calls = self._worker.calls
         record = await calls.read(cid)
-        tries = int(record.raw.get("finish_attempts") or 0) if record is not None else 0
-        if tries >= len(PAUSES_SECONDS):
+        tries = max(1, record.tries) if record is not None else 1
+        if tries > len(PAUSES_SECONDS):
             return await self._give_up(cid, tries)
-        await calls.postpone(cid, PAUSES_SECONDS[tries])
-        if not self._kept[cid].over:
+        await calls.postpone(cid, PAUSES_SECONDS[tries - 1])
+        if self._kept[cid].left:
             await calls.release_finish(cid, finisher=self._worker.pod)
 
     async def _give_up(self, cid: str, tries: int) -> None:
@@ -183,14 +185,15 @@ class Finisher:
 
     async def _adopt(self, hosted: Hosted, seen: CallRecord) -> None:
         worker, calls, cid = self._worker, self._worker.calls, seen.cid
+        if not await hosted.handlers.answers():
+            return log.debug("a finish is left to others: the application's event loop is blocked", cid=cid)
         record = await calls.claim_finish(cid, worker=worker.pod, seen_finisher=seen.finisher)
         if record is None:
             return None
-        tries = int(record.raw.get("finish_attempts") or 0)
-        if tries > len(PAUSES_SECONDS):
-            return await self._give_up(cid, tries)
+        if record.tries > len(PAUSES_SECONDS) + 1:
+            return await self._give_up(cid, record.tries - 1)
         # a handler may take this process down: then the next one is not to follow at once
-        await calls.postpone(cid, PAUSES_SECONDS[max(0, tries - 1)])
+        await calls.postpone(cid, PAUSES_SECONDS[min(record.tries, len(PAUSES_SECONDS)) - 1])
         log.info("finishing a call", cid=cid, reason=record.reason)
         kept = self._kept.get(cid)
         late = set(kept.succeeded) if kept is not None else set()
@@ -205,7 +208,7 @@ class Finisher:
             reason=record.reason or "error",  # type: ignore[arg-type]
             duration_ms=record.duration_ms,
             ended_at=record.ended_at,
-            attempt=tries + 1,
+            attempt=record.tries,
             idempotency_key=finish_key(cid),
         )
         await self.finish(cid, hosted, session, event, handled=record.handled | late, stored=stored)

@@ -143,6 +143,14 @@ class Handlers:
                 break
         return results
 
+    async def answers(self) -> bool:
+        """Whether the customer's loop does what it is given, within a second; from the media thread."""
+        try:
+            await Crossing(lambda: asyncio.sleep(0)).run(self._loop, 0.0)
+        except (LeftBehind, RuntimeError):
+            return False
+        return True
+
     async def ask(self, session: Any, name: str, event: Any, *, seconds: float) -> None:
         """Run the handlers of an event and wait for them, from the media thread. One that raises or takes longer than
         `seconds` is reported as `error`; one that cannot be cut off is not waited for. Cancelling it cancels the

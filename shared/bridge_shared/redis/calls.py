@@ -73,6 +73,7 @@ class CallRecord:
         start: the parameters of the conversation's start, from `session.initiate` and the `start` activity.
         settings: the agent's settings as amended, without secrets; None: never amended.
         finish: "" while live; `none`: nothing is owed because the call was never active.
+        tries: how often the finish was begun, by whomever.
         handled: the handlers whose success is recorded.
         raw: every field as stored.
     """
@@ -97,6 +98,7 @@ class CallRecord:
     session_id: str
     finish: str
     finisher: str
+    tries: int
     handled: frozenset[str]
     raw: dict[str, str] = field(repr=False)
 
@@ -335,7 +337,7 @@ class Calls:
             last: id of the last transcript entry, which a finisher waits for.
             we: end it only as owner with this epoch.
             ee: end it only if the attachment has this epoch still.
-            finisher: who runs the handlers next.
+            finisher: who runs the handlers next; that is the first try.
             report: handlers hear of the end even if the call was never active.
 
         Raises:
@@ -635,6 +637,7 @@ def _record(cid: str, flat: Sequence[Any]) -> CallRecord:
         session_id=get("session_id", ""),
         finish=get("finish", ""),
         finisher=get("finisher", ""),
+        tries=_int(get("finish_attempts")),
         handled=frozenset(name.removeprefix("handled:") for name in raw if name.startswith("handled:")),
         raw=raw,
     )

@@ -180,6 +180,7 @@ if ARGV[4] ~= '' and h[2] ~= ARGV[4] or ARGV[11] ~= '' and h[7] ~= ARGV[11] then
 local owed = h[1] == 'active' or ARGV[10] == '1'
 redis.call('HSET', call, 'state', 'ended', 'reason', ARGV[1], 'detail', ARGV[2], 'last', ARGV[3], 'finisher', ARGV[5],
   'finish', owed and 'owed' or 'none', 'end_token', ARGV[6], 'ended_ms', int(now))
+if owed and ARGV[5] ~= '' then redis.call('HSET', call, 'finish_attempts', '1') end
 if not owed then
   shrink(call, ARGV[9])
   redis.call('DEL', KEYS[4])

@@ -1,0 +1,158 @@
+"""The finish of a call over real pods: what a try leaves for the next one, here or elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge_shared.redis.calls import Calls
+from bridge_shared.redis.connection import connect
+from bridge_sim.agent import AgentScript, SimulatedAgent
+from bridge_sim.caller import SimulatedCall
+from bridge_sim.plan import CallPlan
+from pods import Pod, Pods, application
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+QUICK = AgentScript(think_s=0.0)
+
+
+@contextlib.asynccontextmanager
+async def calling(edge: Pod, **plan: Any) -> AsyncIterator[SimulatedCall]:
+    async with SimulatedCall(edge.url, CallPlan(turn_timeout_s=40, **plan)) as call:
+        await call.connect()
+        await call.initiate()
+        yield call
+
+
+@contextlib.asynccontextmanager
+async def stored(url: str) -> AsyncIterator[Calls]:
+    server = await connect(url, name="test")
+    try:
+        yield Calls(server, "fleet", transcript_ttl=3600)
+    finally:
+        await server.close()
+
+
+STEPS = """
+@bridge.on("session_end")
+async def crm(session, event):
+    session.data["step"] = session.data.get("step", 0) + 1
+    print("attempt", event.attempt, "step", session.data["step"], flush=True)
+    if event.attempt == 1:
+        await asyncio.sleep(60)
+"""
+
+
+async def test_what_a_session_end_handler_keeps_is_there_at_its_next_try_also_elsewhere(
+    redis_url: str, tmp_path: Path
+) -> None:
+    async with (
+        SimulatedAgent(QUICK) as agent,
+        Pods(redis_url, agent.url, application(tmp_path, STEPS)) as pods,
+        stored(redis_url) as calls,
+    ):
+        edge, owner = await asyncio.gather(pods.edge(), pods.worker())
+        async with calling(edge) as call:
+            await call.hang_up()
+        await owner.until(lambda: "attempt 1 step 1" in owner.stdout, 20, "the first try")
+
+        async def written() -> bool:
+            record = await calls.read(call.conversation_id)
+            return record is not None and record.raw.get("data") == '{"step":1}'
+
+        await owner.until(written, 5, "the data in Redis, though the handler still runs")
+        other = await pods.worker()
+        owner.kill()
+        await other.until(lambda: "attempt 2 step 2" in other.stdout, 20, "the second try")
+
+
+LATE = """
+@bridge.on("session_end")
+def crm(session, event):
+    print("crm", event.attempt, flush=True)
+    time.sleep(4)
+
+@bridge.on("session_end")
+async def mail(session, event):
+    print("mail", event.attempt, flush=True)
+"""
+
+
+async def test_a_plain_handler_that_was_left_behind_and_succeeds_at_last_is_not_run_again(
+    redis_url: str, tmp_path: Path
+) -> None:
+    app = application(tmp_path, LATE)
+    async with (
+        SimulatedAgent(QUICK) as agent,
+        Pods(redis_url, agent.url, app, BRIDGE_FINISH_TIMEOUT="0.5") as pods,
+        stored(redis_url) as calls,
+    ):
+        edge, worker = await asyncio.gather(pods.edge(), pods.worker())
+        async with calling(edge) as call:
+            await call.hang_up()
+
+        async def done() -> bool:
+            record = await calls.read(call.conversation_id)
+            return record is not None and record.finish == "done"
+
+        await worker.until(done, 30, "the finish")
+        assert worker.stdout.count("crm") == worker.stdout.count("mail") == 1
+        assert worker.logged(
+            "a handler is left behind: it blocks the application's event loop, or will not be cancelled"
+        )
+
+
+HELD = """
+import pathlib
+@bridge.on("activity")
+async def keys(session, event):
+    if event.activity.get("value") == "9":
+        session.data["digits"] = session.data.get("digits", "") + "9"
+        print("digits", session.data["digits"], flush=True)
+        if not pathlib.Path({path!r}).exists():
+            pathlib.Path({path!r}).touch()
+            await asyncio.sleep(25)
+
+@bridge.on("conversation_text")
+async def said(session, event):
+    session.data["said"] = event.content
+
+@bridge.on("session_end")
+async def kept(session, event):
+    print("kept", dict(session.data), flush=True)
+"""
+
+
+async def test_what_a_running_activity_handler_keeps_is_not_kept_twice_though_other_data_is_written_meanwhile(
+    redis_url: str, tmp_path: Path
+) -> None:
+    app = application(tmp_path, HELD.format(path=str(tmp_path / "begun")))
+    async with (
+        SimulatedAgent(QUICK) as agent,
+        Pods(redis_url, agent.url, app) as pods,
+        stored(redis_url) as calls,
+    ):
+        edge, owner = await asyncio.gather(pods.edge(), pods.worker())
+        async with calling(edge) as call:
+            await call.send_dtmf("9")
+            await owner.until(lambda: "digits 9" in owner.stdout, 15, "the handler")
+            await call.say("thank_you")
+
+            async def written() -> bool:
+                record = await calls.read(call.conversation_id)
+                return record is not None and "said" in record.raw.get("data", "")
+
+            await owner.until(written, 15, "what the other handler keeps")
+            other = await pods.worker()
+            owner.kill()
+            await other.until(lambda: "digits" in other.stdout, 20, "the activity at the next owner")
+            await call.hang_up()
+        await other.until(lambda: "kept" in other.stdout, 20, "the finish")
+        assert "digits 9\n" in other.stdout
+        assert "'digits': '9'" in other.stdout and "'said'" in other.stdout
