@@ -72,6 +72,20 @@ async def test_what_a_session_end_handler_keeps_is_there_at_its_next_try_also_el
         await other.until(lambda: "attempt 2 step 2" in other.stdout, 20, "the second try")
 
 
+async def test_what_is_no_call_in_the_list_keeps_no_call_from_its_finish(redis_url: str, tmp_path: Path) -> None:
+    async with (
+        SimulatedAgent(QUICK) as agent,
+        Pods(redis_url, agent.url, application(tmp_path)) as pods,
+        stored(redis_url) as calls,
+    ):
+        await calls._server.execute("SET", "call:{odd}", "no hash")
+        await calls._server.execute("ZADD", "{fleet}:ended", 1, "odd", 2, "no {id} at all")
+        worker = await pods.worker()
+        await calls.attach("ours", edge="edge-gone", new={"bridge": "8000", "media_format": "raw/mulaw"})
+        await calls.end("ours", reason="error", detail="lost", report=True)
+        await worker.until(lambda: "session_end error ours" in worker.stdout, 15, "the finish")
+
+
 LATE = """
 @bridge.on("session_end")
 def crm(session, event):

@@ -3,7 +3,9 @@
 When a call ends it is entered in `{fleet}:ended` before anything is done for it. The owner finishes its
 calls at once, with the session that the application knows. Calls that nobody finishes (refused before they
 had an owner, or whose owner died) are found there by the other workers and finished with a session made from
-what Redis holds. Success is recorded per handler, so that a repeated finish runs only what has failed.
+what Redis holds. The success of each handler is recorded before the next one begins, so that a repeated finish
+runs only what has failed. It is repeated where it was tried, with the same session, as long as that worker lives;
+elsewhere if a handler there could not be cut off.
 """
 
 from __future__ import annotations
@@ -38,6 +40,9 @@ AT_ONCE = 50
 KEPT = 1000
 """So many calls that wait for their next try are remembered with the session that the application knows."""
 
+UNREADABLE = "\0"
+"""In place of its bridge's name, of a call that cannot be read."""
+
 PAUSES_SECONDS = (1, 5, 30, 120, 600, *[3600] * 23)
 """Between the tries of a finish: about a day in all."""
 
@@ -67,7 +72,7 @@ class Finisher:
                 except RedisUnavailable as error:
                     log.debug("calls owed their finish cannot be looked up now", error=str(error))
                 except BridgeError:
-                    log.exception("calls owed their finish cannot be looked up")
+                    log.exception("calls owed their finish cannot be looked up, trying again")
 
     async def _look(self) -> None:
         """Adopt the calls that are due and nobody's, the longest due first."""
@@ -80,16 +85,26 @@ class Finisher:
                 return
             if cid in self._adopting or self._bridges.get(cid, "") not in ("", *worker.hosted):
                 continue
-            record = await worker.calls.read(cid)
-            if record is None or record.finish != "owed":
-                await self._over(cid, record)
-            elif record.bridge not in worker.hosted:
-                self._bridges[cid] = record.bridge
-                if record.finisher == worker.pod and not self._others(record):  # the bridge has left this process
-                    await worker.calls.release_finish(cid, finisher=worker.pod)
-            elif not self._others(record):
-                self._adopting.add(cid)
-                self._tasks.create_task(self._adopted(worker.hosted[record.bridge], record))
+            try:
+                await self._look_at(cid)
+            except RedisUnavailable:
+                raise
+            except BridgeError as error:
+                self._bridges[cid] = UNREADABLE
+                log.error("a call that is owed its finish cannot be read", cid=cid, error=str(error))
+
+    async def _look_at(self, cid: str) -> None:
+        worker = self._worker
+        record = await worker.calls.read(cid)
+        if record is None or record.finish != "owed":
+            await self._over(cid, record)
+        elif record.bridge not in worker.hosted:
+            self._bridges[cid] = record.bridge
+            if record.finisher == worker.pod and not self._others(record):  # the bridge has left this process
+                await worker.calls.release_finish(cid, finisher=worker.pod)
+        elif not self._others(record):
+            self._adopting.add(cid)
+            self._tasks.create_task(self._adopted(worker.hosted[record.bridge], record))
 
     async def _over(self, cid: str, record: CallRecord | None) -> None:
         """A call in the list that owes nothing: whoever finished it or gave it up has died before the last step."""

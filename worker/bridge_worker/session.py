@@ -132,7 +132,8 @@ class Session:
     @property
     def data(self) -> SessionData:
         """What the application keeps of this call: a mapping of JSON values, 16 KiB at most, that goes with the call
-        to every worker that serves or finishes it. Setting a key writes it to Redis. An addition to the original SDK.
+        to every worker that serves or finishes it. Setting a key writes it to Redis: at once, or in a handler of
+        `activity` when that returns. An addition to the original SDK.
         """
         return self._data
 

@@ -16,6 +16,7 @@ Braces are literal: one call lies in one hash slot, the fleet in another. No scr
 * a call is ended first (`finish` = owed), then enters `{fleet}:ended`, then leaves `{fleet}:calls`; whoever finds an
   ended call in the index (`sweep`, or a repeated `end`) takes the remaining steps;
 * a finish is recorded in the call first, then leaves `{fleet}:ended`; whoever finds it there is told that it is done.
+  One that is given up is marked in the call first, then put at the end of time; whoever finds it due does that.
 
 Changes that must not be made twice carry a token, so that they can be asked for again when the outcome is unknown.
 """
