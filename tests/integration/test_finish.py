@@ -15,6 +15,7 @@ from bridge_shared.redis.connection import connect
 from bridge_sim.agent import AgentScript, SimulatedAgent
 from bridge_sim.caller import SimulatedCall
 from bridge_sim.plan import CallPlan
+from bridge_worker.finisher import PAUSES_SECONDS
 from pods import Pod, Pods, application
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -84,6 +85,34 @@ async def test_what_is_no_call_in_the_list_keeps_no_call_from_its_finish(redis_u
         await calls.attach("ours", edge="edge-gone", new={"bridge": "8000", "media_format": "raw/mulaw"})
         await calls.end("ours", reason="error", detail="lost", report=True)
         await worker.until(lambda: "session_end error ours" in worker.stdout, 15, "the finish")
+
+
+BROKEN = """
+@bridge.on("session_end")
+async def crm(session, event):
+    print("attempt", event.attempt, flush=True)
+    raise RuntimeError("the CRM is away")
+"""
+
+
+async def test_a_finish_that_was_given_up_and_is_opened_again_is_tried_as_long_as_a_new_one(
+    redis_url: str, tmp_path: Path
+) -> None:
+    async with (
+        SimulatedAgent(QUICK) as agent,
+        Pods(redis_url, agent.url, application(tmp_path, BROKEN)) as pods,
+        stored(redis_url) as calls,
+    ):
+        await calls.attach("ours", edge="edge-gone", new={"bridge": "8000", "media_format": "raw/mulaw"})
+        await calls.end("ours", reason="error", detail="lost", report=True)
+        await calls._server.execute("HSET", "call:{ours}", "finish_attempts", len(PAUSES_SECONDS))
+        worker = await pods.worker()
+        await worker.until_logged("the finish is given up", 15)
+        last = len(PAUSES_SECONDS) + 1
+        assert f"attempt {last}\n" in worker.stdout
+        assert await calls.reopen("ours")
+        await worker.until(lambda: f"attempt {last + 2}\n" in worker.stdout, 15, "two tries more, 1 s apart")
+        assert len(worker.logged("the finish is given up")) == 1
 
 
 LATE = """

@@ -186,10 +186,9 @@ class Finisher:
         """Set the next try, later each time, for a day; of what could not be cut off here, by any other worker."""
         calls = self._worker.calls
         record = await calls.read(cid)
-        tries = max(1, record.tries) if record is not None else 1
-        if tries > len(PAUSES_SECONDS):
-            return await self._give_up(cid, tries)
-        await calls.postpone(cid, PAUSES_SECONDS[tries - 1])
+        if record is not None and _tries(record) > len(PAUSES_SECONDS):
+            return await self._give_up(cid, record.tries)
+        await calls.postpone(cid, _pause(record))
         if self._kept[cid].left:
             await calls.release_finish(cid, finisher=self._worker.pod)
 
@@ -205,10 +204,10 @@ class Finisher:
         record = await calls.claim_finish(cid, worker=worker.pod, seen_finisher=seen.finisher)
         if record is None:
             return None
-        if record.tries > len(PAUSES_SECONDS) + 1:
+        if _tries(record) > len(PAUSES_SECONDS) + 1:
             return await self._give_up(cid, record.tries - 1)
         # a handler may take this process down: then the next one is not to follow at once
-        await calls.postpone(cid, PAUSES_SECONDS[min(record.tries, len(PAUSES_SECONDS)) - 1])
+        await calls.postpone(cid, _pause(record))
         log.info("finishing a call", cid=cid, reason=record.reason)
         kept = self._kept.get(cid)
         late = set(kept.succeeded) if kept is not None else set()
@@ -266,6 +265,17 @@ class _Kept:
     def succeeded(self) -> list[str]:
         """The handlers that did so after all, when nobody waited for them any more."""
         return [name for name, work in self.left.items() if work.results == [None]]
+
+
+def _tries(record: CallRecord) -> int:
+    """How often the finish was begun since it was owed, or owed again."""
+    return record.tries - record.tries_reopened
+
+
+def _pause(record: CallRecord | None) -> float:
+    """How long to wait before the try after this one."""
+    tries = _tries(record) if record is not None else 1
+    return PAUSES_SECONDS[min(max(tries, 1), len(PAUSES_SECONDS)) - 1]
 
 
 def finish_key(cid: str) -> str:

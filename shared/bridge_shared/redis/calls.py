@@ -74,7 +74,7 @@ class CallRecord:
         start: the parameters of the conversation's start, from `session.initiate` and the `start` activity.
         settings: the agent's settings as amended, without secrets; None: never amended.
         finish: "" while live; `none`: nothing is owed because the call was never active.
-        tries: how often the finish was begun, by whomever.
+        tries: how often the finish was begun, by whomever; `tries_reopened`: of these, before it was opened again.
         handled: the handlers whose success is recorded.
         raw: every field as stored.
     """
@@ -100,6 +100,7 @@ class CallRecord:
     finish: str
     finisher: str
     tries: int
+    tries_reopened: int
     handled: frozenset[str]
     raw: dict[str, str] = field(repr=False)
 
@@ -425,7 +426,7 @@ class Calls:
             await self._server.script_again(scripts.POSTPONE, [self._ended], [cid, "inf", ENDED_INDEX_SECONDS])
 
     async def reopen(self, cid: str) -> bool:
-        """Try the finish once more, now. False: there is nothing to finish."""
+        """Try the finish again, now and then for as long as a new one. False: there is nothing to finish."""
         owed = await self._server.script_again(scripts.REOPEN_FINISH, [CallKeys.of(cid).call], [])
         if owed:
             await self._server.script_again(scripts.POSTPONE, [self._ended], [cid, 0, ENDED_INDEX_SECONDS])
@@ -639,6 +640,7 @@ def _record(cid: str, flat: Sequence[Any]) -> CallRecord:
         finish=get("finish", ""),
         finisher=get("finisher", ""),
         tries=_int(get("finish_attempts")),
+        tries_reopened=_int(get("finish_reopened")),
         handled=frozenset(name.removeprefix("handled:") for name in raw if name.startswith("handled:")),
         raw=raw,
     )

@@ -268,13 +268,13 @@ return 1
 """
 )
 
-# KEYS call · ARGV nothing -> 1 | 0. A job that was given up is owed again.
+# KEYS call · ARGV nothing -> 1 | 0. A job that was given up is owed again, and tried for as long as a new one.
 REOPEN_FINISH: Final = Script(
     _ALWAYS
     + """
-local h = redis.call('HMGET', KEYS[1], 'state', 'finish')
+local h = redis.call('HMGET', KEYS[1], 'state', 'finish', 'finish_attempts')
 if h[1] ~= 'ended' or (h[2] ~= 'given_up' and h[2] ~= 'owed') then return 0 end
-redis.call('HSET', KEYS[1], 'finish', 'owed')
+redis.call('HSET', KEYS[1], 'finish', 'owed', 'finish_reopened', h[3] or '0')
 return 1
 """
 )
