@@ -113,9 +113,8 @@ class Call:
         self._turn: Turn = (0, 0)
         """The latest turn of which audio came; its first piece at `_turn_came`."""
         self._turn_came = 0.0
-        self._texts: list[str] = []
-        """What the agent is about to say, until its audio tells in which turn."""
         self._turn_texts: dict[Turn, list[str]] = {}
+        """What the agent says in turns whose play stream is not open yet."""
         self._bad: dict[str, int] = {}
         self._understood: list[str] | None = None
         """Transcript entry and text of what the caller said last."""
@@ -394,17 +393,13 @@ class Call:
                 turn = (body[0][0], body[0][1])
                 if turn != self._turn:
                     self._turn, self._turn_came = turn, now
-                if self._texts:
-                    self._turn_texts.setdefault(turn, []).extend(self._texts)
-                    self._texts.clear()
                 playout.audio(turn, body[1], now)
                 return
             case Kind.TURNEND if playout:
                 playout.end(tuple(body[0]))
             case Kind.CUT if playout:
+                playout.unsent(self._outgoing.drop_audio())
                 playout.cut(tuple(body[0]), now)
-                self._texts.clear()
-                self._turn_texts.clear()
                 metrics.cuts.inc()
                 if self.edge.settings.abort_prompts:
                     self._act()  # the stream is closed first
@@ -430,7 +425,7 @@ class Call:
                 self.give_up(body[0])
         link.done(delivery, now)
 
-    def _speech(self, kind: str, text: str, entry: list[str], delivery: Delivery) -> None:
+    def _speech(self, kind: str, text: str, more: list[Any], delivery: Delivery) -> None:
         """Report the caller's speech, paired and in the order of the Bot API reference §5.4."""
         bot = self.bot
         match kind:
@@ -443,15 +438,17 @@ class Call:
                 self.send(bot.speech_started(), delivery)
                 return
             case "recognition":
-                self._understood = [*entry, text] if entry else None
+                self._understood = [more[0], text] if more else None
                 if self._speech_open:
                     self.send(bot.speech_stopped())
                 self._speech_open = False
                 self.send(bot.recognition(text))
                 self.send(bot.committed(), delivery)
                 return
-            case "agent":
-                self._texts.append(text)
+            case "agent" if (
+                more and self._playout is not None and self._playout.expects(turn := (more[0][0], more[0][1]))
+            ):
+                self._turn_texts.setdefault(turn, []).append(text)
         assert self.link is not None
         self.link.done(delivery, self.edge.loop.time())
 
@@ -615,7 +612,7 @@ class Call:
                         assert self._media is not None
                         metrics.audio_dropped_ms.labels(where="caller_slow").inc(self._media.ms(len(data)))
                     else:
-                        self.send(self.bot.play_chunk(data))
+                        self._outgoing.put(self.bot.play_chunk(data), audio=len(data))
                 case StartStream(stream_id=stream_id, turn=turn):
                     assert self._media is not None
                     if turn == self._turn:

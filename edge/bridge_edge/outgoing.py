@@ -29,7 +29,7 @@ class Outgoing:
         self, socket: ServerConnection, written: Callable[[Delivery | None], None], lost: Callable[[], None]
     ) -> None:
         self._socket, self._written, self._lost = socket, written, lost
-        self._queue: deque[tuple[bytes, Delivery | None]] = deque()
+        self._queue: deque[tuple[bytes, Delivery | None, int]] = deque()
         self._wake = asyncio.Event()
         self.backlog = 0
 
@@ -38,11 +38,21 @@ class Outgoing:
         """Nothing waits."""
         return not self._queue
 
-    def put(self, data: bytes, delivery: Delivery | None = None) -> None:
-        """Queue one text message."""
-        self._queue.append((data, delivery))
+    def put(self, data: bytes, delivery: Delivery | None = None, *, audio: int = 0) -> None:
+        """Queue one text message; `audio`: bytes of speech in it, and nothing else."""
+        self._queue.append((data, delivery, audio))
         self.backlog += len(data)
         self._wake.set()
+
+    def drop_audio(self) -> int:
+        """The caller interrupts: speech that still waits is not to be sent. Returns how many bytes of it."""
+        begun = [self._queue.popleft()] if self._queue else []  # the socket may have a part of it
+        dropped = [item for item in self._queue if item[2]]
+        if dropped:
+            self._queue = deque(item for item in self._queue if not item[2])
+            self.backlog -= sum(len(data) for data, _, _ in dropped)
+        self._queue.extendleft(begun)
+        return sum(audio for _, _, audio in dropped)
 
     def clear(self) -> None:
         """Nothing that waits is wanted any more."""
@@ -56,7 +66,7 @@ class Outgoing:
                 await self._wake.wait()
                 self._wake.clear()
                 while self._queue:
-                    data, delivery = self._queue[0]
+                    data, delivery, _ = self._queue[0]
                     await self._socket.send(data, text=True)
                     if not self._queue:  # the socket was lost meanwhile, and what waited for it with it
                         break

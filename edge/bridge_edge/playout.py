@@ -145,6 +145,10 @@ class Playout:
             current.held_until = now + self._allowance
         current.waiting += data
 
+    def expects(self, turn: Turn) -> bool:
+        """Whether audio of this turn would be played."""
+        return turn > self._cut
+
     def end(self, turn: Turn) -> None:
         """The turn has no more audio."""
         if turn > self._cut and (current := self._turn(turn)):
@@ -162,6 +166,16 @@ class Playout:
             answered = answered or gone.id == turn
         if not answered:  # none of its audio had come: the owner waits for a report all the same
             self._actions.append(Played(turn, 0, "cut"))
+
+    def unsent(self, nbytes: int) -> None:
+        """So much of what was given out last will not go to VAIC after all."""
+        ms = self._media.ms(nbytes)
+        speaking = next((turn for turn in reversed(self._turns) if turn.sent_ms), None)
+        if nbytes and speaking is not None:
+            speaking.sent_ms = max(0.0, speaking.sent_ms - ms)
+            speaking.play_end -= ms / 1000
+            self._horizon -= ms / 1000
+            self._prompts.sent(-ms)
 
     def forsake(self, epoch: int) -> list[Played]:
         """The owners before this epoch are gone: their turns end with what is here.

@@ -295,6 +295,8 @@ class AgentConnection:
             await self._apply()
 
     async def _apply(self) -> None:
+        if code := self._faults.warning_code:
+            await self._line.send(self._server.warning(code, "As the script has it."))
         await self._line.send(self._server.applied())
         self._schedule()
         agent = self.settings["agent"]

@@ -46,6 +46,7 @@ class Faults:
         freeze: it reads nothing more either, so that pings stay unanswered.
         drop_after_s: TCP is broken off so many seconds after SettingsApplied.
         slow_settings_s: how long SettingsApplied takes.
+        warning_code: a `Warning` with this code comes before SettingsApplied.
         no_audio_done: no AgentAudioDone after an interruption.
         late_audio_frames: so many frames of the interrupted speech come after UserStartedSpeaking.
         latency_flood: so many LatencyReports before each sentence.
@@ -62,6 +63,7 @@ class Faults:
     freeze: bool = False
     drop_after_s: float | None = None
     slow_settings_s: float = 0.0
+    warning_code: str | None = None
     no_audio_done: bool = False
     late_audio_frames: int = 0
     latency_flood: int = 0

@@ -7,11 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge_shared.protocol.media import FORMATS, media
-from bridge_worker.microphone import LONGEST_SILENCE_SECONDS, OPEN_PATIENCE_SECONDS, Microphone
+from bridge_worker.microphone import (
+    AHEAD_SECONDS,
+    LONGEST_SILENCE_SECONDS,
+    OPEN_PATIENCE_SECONDS,
+    WAITING_SECONDS,
+    Microphone,
+)
 
 NOW = 1000.0
 TICK = 0.1
 CHUNK = 0.16  # what VAIC sends in steady state
+SPEECH = b"\x5a"
 
 
 class Agent:
@@ -19,9 +26,10 @@ class Agent:
 
     def __init__(self, token: str = "raw/mulaw", *, stream_open: bool = False) -> None:
         self.media = media(token)
-        self.microphone = Microphone(self.media, NOW, stream_open=stream_open)
+        self.microphone = Microphone(self.media, NOW)
+        self.microphone.stream(stream_open)
         self.now = NOW
-        self.caller = self.silence = 0.0
+        self.caller = self.silence = self.dropped = 0.0
         self.frames: list[tuple[float, float]] = []  # moment, seconds
         self.surplus = 0.0  # by how much it is ahead of real time, at most
         self.gap = 0.0  # the longest time that nothing covered
@@ -29,15 +37,17 @@ class Agent:
 
     def audio(self, seconds: float) -> None:
         nbytes = self.media.nbytes(seconds * 1000)
-        self.microphone.audio(nbytes, self.now)
-        self.caller += self._given(nbytes)
+        self.dropped += self.microphone.audio(SPEECH * nbytes) / 1000
+        self.tick()
 
     def tick(self) -> None:
-        data = self.microphone.silence(self.now)
-        if data:
-            assert data == self.media.silence(self.media.ms(len(data)) + 0.001)
+        for data in self.microphone.due(self.now):
             assert len(data) % self.media.sample_bytes == 0
-            self.silence += self._given(len(data))
+            if data.startswith(SPEECH):
+                self.caller += self._given(len(data))
+            else:
+                assert data == self.media.silence(self.media.ms(len(data)) + 0.001)
+                self.silence += self._given(len(data))
         self.gap = max(self.gap, self.now - self._last)
 
     def run(self, seconds: float, tick: float = TICK) -> None:
@@ -161,6 +171,46 @@ def test_a_stall_of_ours_is_made_up_for_by_a_second_of_silence_at_most():
     assert agent.silence == LONGEST_SILENCE_SECONDS
     agent.run(1.0)
     assert agent.silence == pytest.approx(LONGEST_SILENCE_SECONDS + 1.0, abs=0.001)
+
+
+def test_of_audio_that_was_held_up_for_long_the_newest_part_follows_as_fast_as_the_agent_takes_it_in():
+    agent = Agent(stream_open=True)
+    agent.audio(CHUNK)
+    agent.now += 20.0
+    for _ in range(125):
+        agent.audio(CHUNK)
+    at_once = agent.caller
+    assert AHEAD_SECONDS <= at_once <= AHEAD_SECONDS + 2 * CHUNK
+    assert agent.dropped == pytest.approx(20.0 - at_once - WAITING_SECONDS, abs=3 * CHUNK)
+    agent.run(4.0)
+    assert agent.caller == pytest.approx(at_once + WAITING_SECONDS, abs=3 * CHUNK)
+
+
+def test_a_caller_who_goes_on_talking_behind_held_up_audio_is_soon_heard_without_delay():
+    agent = Agent(stream_open=True)
+    for _ in range(25):
+        agent.audio(CHUNK)
+    for _ in range(100):
+        agent.run(CHUNK, CHUNK / 2)
+        agent.audio(CHUNK)
+    assert agent.microphone.due(agent.now) == []
+    before = agent.caller
+    agent.audio(CHUNK)
+    assert agent.caller == pytest.approx(before + CHUNK)
+
+
+def test_one_message_of_minutes_is_cut_to_its_newest_part():
+    agent = Agent(stream_open=True)
+    agent.audio(130.0)
+    assert agent.dropped == pytest.approx(128.0)
+
+
+def test_what_was_said_while_there_was_no_agent_goes_to_the_next_one():
+    microphone = Microphone(media("raw/mulaw"), NOW)
+    assert [microphone.audio(bytes([n]) * 8000) for n in range(4)] == [0, 0, 1000, 1000]
+    microphone.connected(NOW + 4)
+    assert [data[0] for data in microphone.due(NOW + 4)] == [2]
+    assert [data[0] for data in microphone.due(NOW + 5)] == [3]
 
 
 def test_a_new_connection_knows_whether_the_stream_is_open():

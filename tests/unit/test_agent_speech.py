@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from bridge_edge.playout import Played, Playout, SendChunk, StartStream
 from bridge_shared.frames import Kind
-from bridge_shared.protocol.media import FORMATS, Media, media
+from bridge_shared.protocol.media import FORMATS, Aligner, Media, media
 from bridge_worker.speech import (
     CREDIT_MS,
     FRESH_SECONDS,
     GATE_SECONDS,
+    STILL_SECONDS,
     WAITING_BYTES,
     LineHeard,
     Speech,
@@ -68,7 +69,7 @@ class Worker:
         self.flush()
 
     def done(self) -> bool:
-        known = self.speech.done()
+        known = self.speech.done(NOW)
         self.flush()
         return known
 
@@ -443,7 +444,7 @@ def test_after_a_cut_the_agents_audio_is_dropped_for_a_time():
     assert worker.sent[T2] == sound(100)
 
 
-@pytest.mark.parametrize("sign", ["begin", "sign_of_turn", "done"])
+@pytest.mark.parametrize("sign", ["begin", "sign_of_turn"])
 def test_a_sign_of_a_new_turn_opens_the_gate(sign: str):
     worker = Worker()
     worker.audio(sound(100))
@@ -647,7 +648,7 @@ def test_a_long_turn_made_in_no_time_is_heard_whole_and_without_a_gap(token: str
         both.speech.line("a")
         for at in range(0, len(data), 4099):
             both.speech.audio(data[at : at + 4099], both.now)
-        both.speech.done()
+        both.speech.done(both.now)
 
     both.at(NOW, speak)
     both.run()
@@ -655,6 +656,49 @@ def test_a_long_turn_made_in_no_time_is_heard_whole_and_without_a_gap(token: str
     assert both.playout.underruns == 0
     assert both.over == [TurnOver(T1, "finished", (LineHeard("a", 21_000, False),), announce=True)]
     assert both.now <= NOW + 1.0 + 21.0 + 0.1
+
+
+def test_a_turn_that_was_heard_and_brings_nothing_new_is_over_though_nobody_says_so():
+    worker = Worker()
+    worker.speech.line("a")
+    worker.audio(sound(300))
+    worker.played(T1, 200)
+    assert not worker.speech.expire(NOW + 60)
+    worker.played(T1, 300)
+    assert not worker.speech.expire(NOW + STILL_SECONDS - 0.01)
+    assert worker.speech.expire(NOW + STILL_SECONDS)
+    worker.flush()
+    assert worker.order[-1] == ("TURNEND", T1)
+    assert worker.played(T1, 300, "finished") == [
+        TurnOver(T1, "finished", (LineHeard("a", 300, False),), announce=False)
+    ]
+
+
+def test_a_turn_of_which_no_audio_has_come_is_waited_for():
+    worker = Worker()
+    worker.speech.line("a")
+    assert not worker.speech.expire(NOW + 60)
+
+
+def test_late_audio_of_a_turn_that_was_cut_stays_unheard_behind_its_agent_audio_done():
+    worker = Worker()
+    worker.audio(sound(300))
+    worker.cut()
+    assert not worker.done()
+    worker.audio(sound(300), NOW + GATE_SECONDS - 0.01)
+    assert T2 not in worker.sent
+    worker.audio(sound(300), NOW + GATE_SECONDS)
+    assert worker.sent[T2] == sound(300)
+
+
+def test_the_agent_audio_done_of_a_turn_that_was_cut_is_that_of_the_next_if_it_comes_behind_audio():
+    worker = Worker()
+    worker.audio(sound(300))
+    worker.cut()
+    worker.speech.begin()
+    worker.audio(sound(300))
+    assert worker.done()
+    assert worker.order[-1] == ("TURNEND", T2)
 
 
 WAITS = st.one_of(st.just(0.0), st.floats(0, 3, allow_nan=False))
@@ -677,23 +721,39 @@ def test_whatever_agent_and_caller_do_every_turn_ends_once_and_nothing_is_stuck(
     made: dict[Turn, bytearray] = defaultdict(bytearray)
     lines: dict[Turn, list[str]] = defaultdict(list)
     cut_to: Turn = (0, 0)
-    gate = 0.0
+    gate = owed = audio_at = 0.0
+    is_open = False
+    align = Aligner(both.media)
     announcements = 0
 
     def do(what: str, amount: int) -> None:
-        nonlocal announcements, cut_to, gate
+        nonlocal announcements, cut_to, gate, owed, audio_at, is_open
         if what == "audio":
             data = bytes(i * 7 % 251 for i in range(amount))
             speech.audio(data, both.now)
-            if both.now >= gate:
-                made[speech.turn] += data
+            if both.now < gate:
+                return
+            if not is_open and both.now >= audio_at + GATE_SECONDS:
+                align.reset()
+            if samples := align.feed(data):
+                made[speech.turn] += samples
+                is_open, audio_at = True, both.now
         elif what == "caller speaks":
+            if is_open:
+                owed = both.now + GATE_SECONDS
             speech.cut(both.now)
-            cut_to, gate = speech.turn, both.now + GATE_SECONDS
+            cut_to, gate, is_open = speech.turn, both.now + GATE_SECONDS, False
+            align.reset()
+        elif what == "done" and both.now < owed and not (is_open and made[speech.turn]):
+            owed = 0.0  # it is that of the turn that was cut
+            assert not speech.done(both.now)
         else:
             gate = 0.0
+            if not is_open and what != "done":
+                align.reset()
+            is_open = what == "line" or (is_open and what != "done")
             if what == "done":
-                announcements += speech.done()
+                announcements += speech.done(both.now)
             elif what == "sign":
                 speech.sign_of_turn()
             else:
@@ -706,6 +766,8 @@ def test_whatever_agent_and_caller_do_every_turn_ends_once_and_nothing_is_stuck(
         moment += wait
         both.at(moment, lambda w=what, a=amount: do(w, a))
     both.run()
+    both.at(both.now + STILL_SECONDS, lambda: both.speech.expire(both.now) and None)
+    both.run()
 
     assert not speech.speaking
     assert not both.playout.speaking
@@ -713,7 +775,7 @@ def test_whatever_agent_and_caller_do_every_turn_ends_once_and_nothing_is_stuck(
     assert [over.turn for over in both.over] == [(5, number) for number in range(1, speech.turn[1] + 1)]
     assert sum(over.announce for over in both.over) == announcements
     for over in both.over:
-        whole = bytes(made[over.turn][: len(made[over.turn]) // both.media.sample_bytes * both.media.sample_bytes])
+        whole = bytes(made[over.turn])
         assert [line.entry for line in over.lines] == lines[over.turn]
         if over.state == "finished":
             assert both.played[over.turn] == whole
@@ -745,7 +807,7 @@ def test_however_often_the_edge_changes_every_line_is_reported_once_and_nothing_
         elif what == "caller speaks":
             speech.cut(both.now)
         elif what == "done":
-            announcements += speech.done()
+            announcements += speech.done(both.now)
         elif what == "sign":
             speech.sign_of_turn()
         elif what == "another edge":
@@ -759,6 +821,8 @@ def test_however_often_the_edge_changes_every_line_is_reported_once_and_nothing_
     for wait, (what, amount) in [*steps, (0.01, ("done", 0))]:
         moment += wait
         both.at(moment, lambda w=what, a=amount: do(w, a))
+    both.run()
+    both.at(both.now + STILL_SECONDS, lambda: both.speech.expire(both.now) and None)
     both.run()
 
     assert not speech.speaking

@@ -13,7 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge_edge.playout import IDLE_CLOSE_SECONDS, REPORT_SECONDS, Action, Played, Playout, SendChunk, StartStream
+from bridge_edge.playout import (
+    IDLE_CLOSE_SECONDS,
+    REPORT_SECONDS,
+    Action,
+    Played,
+    Playout,
+    SendChunk,
+    StartStream,
+    StopStream,
+)
 from bridge_shared.protocol.media import FORMATS, Media, media
 from bridge_sim.playclock import PlayClock
 
@@ -720,3 +729,14 @@ def test_no_order_of_turns_breaks_the_rules_of_vaic_or_sends_a_cut_turn(
     assert all(sent > cut for _, sent, _ in edge.chunks[before:])
     assert edge.open is None  # a dry stream is closed whatever else is missing
     assert sum(map(len, edge.sent.values())) + edge.playout.late_bytes <= given_bytes
+
+
+def test_what_did_not_go_to_vaic_after_all_was_not_heard():
+    playout = Playout(MULAW, prefix="1", lead_ms=300, chunk_ms=100)
+    playout.audio(T1, bytes(MULAW.nbytes(1000)), START)
+    chunks = [action for action in playout.poll(START) if isinstance(action, SendChunk)]
+    assert len(chunks) > 1
+    playout.unsent(len(chunks[-1].data))
+    playout.cut(T1, START + 0.3)
+    heard_ms = 100 * (len(chunks) - 1)
+    assert playout.poll(START + 0.3) == [StopStream(), Played(T1, heard_ms, "cut")]

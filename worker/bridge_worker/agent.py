@@ -52,6 +52,8 @@ class Agent:
         self._media = media
         self._wake = asyncio.Event()
         self._given_up: AgentFailed | None = None
+        self._early: list[dg.AgentEvent] = []
+        """What the agent said beside what its opening needs."""
 
     @classmethod
     async def open(cls, url: str, key: str, settings: Mapping[str, Any], media: Media, *, seconds: float) -> Agent:
@@ -78,11 +80,13 @@ class Agent:
         try:
             with _explained("Welcome", seconds):
                 async with asyncio.timeout_at(until):
-                    await _expect(socket, machine, dg.Welcome)
+                    early = await _expect(socket, machine, dg.Welcome)
         except BaseException:
             socket.transport.abort()
             raise
-        return cls(socket, machine, media)
+        agent = cls(socket, machine, media)
+        agent._early += early
+        return agent
 
     async def apply(self, settings: Mapping[str, Any], *, seconds: float, until: float | None = None) -> None:
         """Send the settings and wait until they are applied, `seconds` in all, or to the moment `until` of the
@@ -92,7 +96,7 @@ class Agent:
             with _explained("SettingsApplied", seconds):
                 async with asyncio.timeout_at(until):
                     await self._socket.send(self.machine.settings(settings), text=True)
-                    await _expect(self._socket, self.machine, dg.SettingsApplied)
+                    self._early += await _expect(self._socket, self.machine, dg.SettingsApplied)
         except BaseException:
             self._socket.transport.abort()
             raise
@@ -104,6 +108,9 @@ class Agent:
         Raises:
             AgentFailed: always, in the end, unless the reader stops before: the agent never ends a call.
         """
+        early, self._early = self._early, []
+        for event in early:
+            yield event
         try:
             async for message in self._socket:
                 for event in self.machine.receive(message):
@@ -244,12 +251,16 @@ async def _connect(url: str, key: str) -> _Connection:
         raise AgentFailed("connect_failed", description, retryable=True, cause=error) from error
 
 
-async def _expect(socket: ClientConnection, machine: dg.AgentClient, wanted: type[dg.AgentEvent]) -> None:
+async def _expect(
+    socket: ClientConnection, machine: dg.AgentClient, wanted: type[dg.AgentEvent]
+) -> list[dg.AgentEvent]:
+    """Wait for this event; returns what came besides, like a `Warning`."""
+    besides: list[dg.AgentEvent] = []
     while True:
         for event in machine.receive(await socket.recv()):
             match event:
                 case wanted():
-                    return
+                    return besides
                 case dg.AgentError():
                     raise _error(event, handshake=True)
                 case dg.UnexpectedBinary():
@@ -259,6 +270,7 @@ async def _expect(socket: ClientConnection, machine: dg.AgentClient, wanted: typ
                     raise _handshake("handshake_unexpected_type", description)
                 case dg.Malformed(detail=detail):
                     raise AgentFailed("connect_failed", f"The agent's opening was {detail}", retryable=True)
+            besides.append(event)
 
 
 def _error(event: dg.AgentError, *, handshake: bool = False) -> AgentFailed:

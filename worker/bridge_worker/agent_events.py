@@ -77,7 +77,7 @@ class AgentEvents:
                 c.caller.tell(Kind.SPEECH, ["started", ""])
                 c.event("user_started_speaking", types.UserStartedSpeakingEvent(session_id=self._id))
             case dg.AgentAudioDone():
-                if not c.speech.done():
+                if not c.speech.done(c.loop.time()):
                     self.audio_done()
             case dg.AgentThinking(content=content):
                 c.event("agent_thinking", types.AgentThinkingEvent(session_id=self._id, content=content))
@@ -222,9 +222,10 @@ class AgentEvents:
         c.functions.caller_spoke()
         c.timings.understood(c.loop.time())
         self._understood_ns = tracing.now_ns()
-        c.injections.said("user", content)
+        injected = c.injections.said("user", content)
         entry = self._store("user", content, c.speech.turn)
-        c.caller.tell(Kind.SPEECH, ["recognition", content, entry])
+        if not injected:  # otherwise VAIC would be told of speech that it has not heard
+            c.caller.tell(Kind.SPEECH, ["recognition", content, entry])
         c.event("conversation_text", self._text("user", content))
 
     def understood(self, entry: str, content: str) -> None:
@@ -238,12 +239,13 @@ class AgentEvents:
         c.timings.text(c.loop.time())
         c.injections.said("assistant", content)
         if self._agent_echo.takes(content):  # what the caller had not heard, said again
-            self._again_turn = c.speech.begin()
-            c.caller.tell(Kind.SPEECH, ["agent", content])
+            self._again_turn = turn = c.speech.begin()
+            c.caller.tell(Kind.SPEECH, ["agent", content, list(turn)])
             return
-        entry = self._store("assistant", content, c.speech.begin())
+        turn = c.speech.begin()
+        entry = self._store("assistant", content, turn)
         c.speech.line(entry)
-        c.caller.tell(Kind.SPEECH, ["agent", content])
+        c.caller.tell(Kind.SPEECH, ["agent", content, list(turn)])
         c.event("conversation_text", self._text("assistant", content))
 
     def _store(self, role: str, content: str, turn: tuple[int, int]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -45,7 +44,6 @@ LEAD_IN_MS = 200
 UTTERANCE_SECONDS = 60.0
 """A caller who began to speak is waited for this long; what is not a word by then was a noise."""
 
-UNHEARD_SECONDS = 2.0
 KEEP_AGAIN_SECONDS = 0.25
 TOLD_SECONDS = 0.8
 """For a refusal to reach the edge before its own patience ends."""
@@ -74,9 +72,6 @@ class AgentSide:
         kept = (conversation.record.settings or {}).get("amended", ())
         self.amendments = Amendments(conversation.hosted.config.deepgram_config or {}, kept)
         self._microphone = Microphone(self._media, self._loop.time())
-        self._unheard: deque[bytes] = deque()
-        """What the caller said that waits for a new agent, the newest two seconds."""
-        self._unheard_bytes = 0
 
     async def run(self) -> None:
         """Reach the agent, accept the call, and keep an agent on the line until the call ends, or cannot go on.
@@ -123,20 +118,20 @@ class AgentSide:
 
     def hear(self, audio: bytes) -> None:
         """Audio of the caller: for the agent or, the newest two seconds of it, for the next one."""
-        self._microphone.audio(len(audio), self._loop.time())
-        if self.connection is not None:
-            self.connection.hear(audio)
-        else:
-            self._keep_unheard(audio)
+        if dropped_ms := self._microphone.audio(audio):
+            where = "no_agent" if self.connection is None else "caller_late"
+            metrics.audio_dropped_ms.labels(where=where).inc(dropped_ms)
+        self.feed(self._loop.time())
 
     def stream(self, is_open: bool) -> None:
         """The caller's stream was opened or closed: while it is closed the agent hears silence."""
         self._microphone.stream(is_open)
 
-    def feed_silence(self, now: float) -> None:
-        """Give the agent the silence that is due; called on one clock for all calls."""
-        if self.connection is not None and (silence := self._microphone.silence(now)):
-            self.connection.hear(silence)
+    def feed(self, now: float) -> None:
+        """Give the agent what it is to hear now."""
+        if self.connection is not None:
+            for audio in self._microphone.due(now):
+                self.connection.hear(audio)
 
     def confirmed(self, kind: str) -> None:
         """The agent confirms the oldest amendment of this kind: later connections begin with it."""
@@ -271,13 +266,8 @@ class AgentSide:
     async def _listen(self, agent: Agent) -> AgentFailed:
         """Serve one agent connection until it is lost; returns why."""
         self.connection = agent
-        now = self._loop.time()
-        self._microphone = Microphone(self._media, now, stream_open=self._microphone.is_open)
-        while self._unheard:
-            audio = self._unheard.popleft()
-            self._microphone.audio(len(audio), now)
-            agent.hear(audio)
-        self._unheard_bytes = 0
+        self._microphone.connected(self._loop.time())
+        self.feed(self._loop.time())
         for kind, value in self.amendments.waiting:  # unconfirmed when the former connection broke
             agent.say(getattr(agent.machine, f"update_{kind}")(value))
         self.ready.set()
@@ -313,7 +303,7 @@ class AgentSide:
     def _gone(self) -> None:
         """No more of the turn will come: what is with the edge is played out, and the turn ends there."""
         self._c.events.agent_gone()
-        self._c.speech.done(announce=False)
+        self._c.speech.done(self._loop.time(), announce=False)
         self._c.caller.pump()
 
     def _failed(self, failure: AgentFailed) -> None:
@@ -327,14 +317,6 @@ class AgentSide:
         )
         self._c.agent_lane.put("error", event)
         self._c.end("error", f"{failure.code}: {failure.description}")
-
-    def _keep_unheard(self, audio: bytes) -> None:
-        self._unheard.append(audio)
-        self._unheard_bytes += len(audio)
-        while self._unheard_bytes > self._media.nbytes(UNHEARD_SECONDS * 1000):
-            dropped = len(self._unheard.popleft())
-            self._unheard_bytes -= dropped
-            metrics.audio_dropped_ms.labels(where="no_agent").inc(self._media.ms(dropped))
 
 
 def _seconds_since(moment: str) -> float:

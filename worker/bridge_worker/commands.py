@@ -84,12 +84,16 @@ class Injections:
             self._current = verb, text
             self._c.tasks.create_task(self._work(self._current, sent=True))
 
-    def said(self, role: str, content: str) -> None:
-        """A text of the conversation. The agent repeats what was injected, maybe sentence by sentence."""
-        if self._current is not None and content.strip():
-            verb, text = self._current
-            if ROLES[verb] == role and text.strip().startswith(content.strip()):
-                self._came("said")
+    def said(self, role: str, content: str) -> bool:
+        """A text of the conversation; whether it is what was injected. The agent repeats that, maybe sentence by
+        sentence."""
+        if self._current is None or not content.strip():
+            return False
+        verb, text = self._current
+        ours = ROLES[verb] == role and text.strip().startswith(content.strip())
+        if ours:
+            self._came("said")
+        return ours
 
     def refused(self) -> None:
         """The agent refuses what was sent last."""

@@ -317,6 +317,12 @@ class Conversation:
         )
         self.caller.pump()
 
+    def tick(self, now: float) -> None:
+        """What comes with time: silence for the agent, and the end of a turn whose end the agent does not tell."""
+        self.agent.feed(now)
+        if self.speech.expire(now):
+            self.caller.pump()
+
     def fenced(self) -> None:
         """Another worker owns the call: stop without a word."""
         if not self._over.done():

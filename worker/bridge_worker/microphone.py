@@ -4,9 +4,14 @@ A pure machine. The agent needs a stream that never stops: it finds the end of a
 behind it, and closes a socket that is quiet for some seconds (Voice Agent reference §5.1). VAIC closes the
 caller's stream around every prompt when barge-in is off (Bot API reference §5.3), so silence of the right
 encoding is made for exactly the time that audio does not cover, never as a burst.
+
+Nor does audio that was held up on its way, or while there was no agent, go to it as a burst: it would only be late
+by as much for the rest of the call (§5.2). Of what comes too fast the newest two seconds wait, the rest is dropped.
 """
 
 from __future__ import annotations
+
+from collections import deque
 
 from bridge_shared.protocol.media import Media
 
@@ -15,16 +20,32 @@ OPEN_PATIENCE_SECONDS = 1.0
 on top of silence would reach the agent faster than real time."""
 
 LONGEST_SILENCE_SECONDS = 1.0
-"""After a stall of ours the missed silence is not made up for: Deepgram takes at most 1.25 x real time (§5.2)."""
+"""After a stall of ours the missed silence is not made up for."""
+
+AHEAD_SECONDS = 1.0
+"""What the agent may have beyond what it has taken in: VAIC keeps nearly as much until its stream is open."""
+
+INTAKE = 1.25
+"""Deepgram takes in speech at most so many times as fast as it is spoken (§5.2)."""
+
+WAITING_SECONDS = 2.0
 
 
 class Microphone:
-    """Covers the time line of one agent connection with audio."""
+    """Covers the time line of one agent connection after another with audio."""
 
-    def __init__(self, media: Media, now: float, *, stream_open: bool = False) -> None:
+    def __init__(self, media: Media, now: float) -> None:
         self._media = media
+        self._open = False
+        self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0
+        self._most = media.nbytes(WAITING_SECONDS * 1000)
+        self.connected(now)
+
+    def connected(self, now: float) -> None:
+        """There is another agent, which has heard nothing yet."""
         self._covered_until = now
-        self._open = stream_open
+        self._ahead, self._ahead_at = 0.0, now
 
     @property
     def is_open(self) -> bool:
@@ -35,15 +56,37 @@ class Microphone:
         """VAIC opened or closed the caller's stream."""
         self._open = is_open
 
-    def audio(self, nbytes: int, now: float) -> None:
-        """This much caller audio goes to the agent now. It counts as just spoken: the time line never runs ahead
-        by more than what has arrived at once."""
+    def audio(self, data: bytes) -> float:
+        """Take caller audio: whole samples. Returns how many milliseconds of what waited were dropped for it."""
         self._open = True
-        seconds = self._media.ms(nbytes) / 1000
-        self._covered_until = max(self._covered_until, now - seconds) + seconds
+        dropped = max(0, len(data) - self._most)
+        data = data[dropped:]
+        self._waiting.append(data)
+        self._waiting_bytes += len(data)
+        while self._waiting_bytes > self._most:
+            oldest = self._waiting.popleft()
+            self._waiting_bytes -= len(oldest)
+            dropped += len(oldest)
+        return self._media.ms(dropped)
 
-    def silence(self, now: float) -> bytes:
-        """The silence that is due now, whole samples; b"" if audio covers the time."""
+    def due(self, now: float) -> list[bytes]:
+        """What goes to the agent at this moment: audio or, where none covers the time, silence."""
+        self._ahead = max(0.0, self._ahead - INTAKE * (now - self._ahead_at))
+        self._ahead_at = now
+        pieces = []
+        while self._waiting and self._ahead < AHEAD_SECONDS:
+            data = self._waiting.popleft()
+            self._waiting_bytes -= len(data)
+            seconds = self._media.ms(len(data)) / 1000
+            self._ahead += seconds
+            # it counts as just spoken: the time line never runs ahead by more than what has come at once
+            self._covered_until = max(self._covered_until, now - seconds) + seconds
+            pieces.append(data)
+        if silence := self._silence(now):
+            pieces.append(silence)
+        return pieces
+
+    def _silence(self, now: float) -> bytes:
         missing = now - self._covered_until
         if missing <= (OPEN_PATIENCE_SECONDS if self._open else 0.0):
             return b""

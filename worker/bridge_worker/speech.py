@@ -29,7 +29,15 @@ OVER_TURNS = 4
 """Turns that are over and of which VAIC may still tell that it has played more or less than the edge's clock says."""
 
 GATE_SECONDS = 1.5
-"""Audio of a cut turn can still be on its way; this long at most it is dropped (Voice Agent reference §6 rule 4)."""
+"""Audio of a cut turn, and its `AgentAudioDone`, can still be on their way; this long at most they are expected
+(Voice Agent reference §6 rule 4)."""
+
+STILL_SECONDS = 2.0
+"""A turn that was heard as far as it goes, and brings nothing new for so long, is over: its `AgentAudioDone` is
+missing (§4.3), or came before its last audio."""
+
+ROUNDING_MS = 10.0
+"""Half a frame of rounding is not an interruption."""
 
 
 @dataclass(slots=True)
@@ -76,6 +84,8 @@ class _Turn:
     announce: bool = False
     done: bool = False
     """`AgentAudioDone` came: there is no more audio."""
+    doubtful: bool = False
+    """An `AgentAudioDone` that came before its audio was taken for that of the turn before."""
     told: bool = False
     """TURNEND or CUT was sent."""
     cut: bool = False
@@ -99,6 +109,10 @@ class Speech:
         self._current: _Turn | None = None
         self._count = 0
         self._gate_until = 0.0
+        self._done_owed_until = 0.0
+        """Until then an `AgentAudioDone` may be that of a turn that was cut."""
+        self._audio_at = self._still_since = 0.0
+        """When audio came last, and when there was last something new of the current turn, from agent or edge."""
         self._waiting_bytes = 0
         self._room = min(WAITING_BYTES, media.nbytes(WAITING_SECONDS * 1000))
         self._out: list[tuple[Kind, list[Any], int]] = []
@@ -130,9 +144,12 @@ class Speech:
         """Take a binary frame of the agent. False if it is of a turn that was cut, or no whole sample."""
         if now < self._gate_until:
             return False
+        if self._current is None and now >= self._audio_at + GATE_SECONDS:
+            self._align.reset()
         samples = self._align.feed(data)
         if not samples:
             return False
+        self._audio_at = self._still_since = now
         turn = self._begin()
         if not turn.received_ms and turn is self._turns[0]:  # the edge cannot have told of it yet
             self._told_at = now
@@ -150,7 +167,7 @@ class Speech:
 
     def begin(self) -> Turn:
         """The agent is about to speak: returns the turn that this belongs to, a new one if none is open."""
-        self._gate_until = 0.0
+        self.sign_of_turn()
         return self._begin().id
 
     def line(self, entry: str) -> None:
@@ -159,31 +176,53 @@ class Speech:
         turn.lines.append(Line(entry, turn.received_ms))
 
     def sign_of_turn(self) -> None:
-        """The agent says that a new turn begins: its audio is wanted again."""
+        """The agent says that a new turn begins, or that it goes on: its audio is wanted again."""
         self._gate_until = 0.0
+        if self._current is None:  # and only here: late audio may begin with the other half of a sample
+            self._align.reset()
 
-    def done(self, *, announce: bool = True) -> bool:
+    def done(self, now: float, *, announce: bool = True) -> bool:
         """`AgentAudioDone`: the current turn has all its audio.
 
         Args:
-            announce: False if the agent is gone instead, without having said so.
+            announce: False if it ends without that word of the agent.
 
         Returns:
             False if there was no turn for it, so that nothing will be reported about it later.
         """
+        turn = self._current
+        if announce and now < self._done_owed_until and (turn is None or not turn.received_ms):
+            # of the turn that was cut; more of its audio may come behind it
+            self._done_owed_until = 0.0
+            self._still_since = now
+            if turn is not None:
+                turn.doubtful = True
+            return False
         self._gate_until = 0.0
-        self._align.reset()
-        turn, self._current = self._current, None
+        self._current = None
         if turn is None:
             return False
         turn.done, turn.announce = True, announce
         self._spend()
         return True
 
+    def expire(self, now: float) -> bool:
+        """End the current turn if it has been still for too long; whether it was."""
+        turn = self._current
+        if turn is None or now < self._still_since + STILL_SECONDS:
+            return False
+        if turn.received_ms:
+            over = turn.heard_ms >= turn.received_ms - ROUNDING_MS
+        else:
+            over = turn.doubtful
+        return over and self.done(now, announce=False)
+
     def cut(self, now: float) -> None:
         """The caller speaks: nothing more of what was begun may be heard. Harmless when nothing was."""
         self._gate_until = now + GATE_SECONDS
         self._align.reset()
+        if self._current is not None:
+            self._done_owed_until = now + GATE_SECONDS
         self._current = None
         if not self._turns:
             return
@@ -217,6 +256,8 @@ class Speech:
             turn = self._turns[0]
             outcome = state
             if turn.id == turn_id:
+                if turn is self._current and heard_ms > turn.heard_ms:
+                    self._still_since = now
                 self._heard(turn, float(heard_ms))
                 if state == "playing":
                     break
@@ -274,6 +315,7 @@ class Speech:
             waiting=deque([*again, *turn.waiting]),
             announce=turn.announce,
             done=turn.done,
+            doubtful=turn.doubtful,
             lines=[Line(line.entry, line.begins_ms - turn.heard_ms) for line in turn.lines],
         )
 
@@ -303,12 +345,11 @@ class Speech:
 
     def _over(self, turn: _Turn, state: str) -> TurnOver:
         lines = []
-        # half a frame of rounding is not an interruption
-        whole = state != "cut" or (turn.done and turn.heard_ms >= turn.received_ms - 10)
+        whole = state != "cut" or (turn.done and turn.heard_ms >= turn.received_ms - ROUNDING_MS)
         ends = [line.begins_ms for line in turn.lines[1:]] + [turn.received_ms]
         for line, end in zip(turn.lines, ends, strict=False):  # a turn without lines has an end too
             spoken = end - line.begins_ms
             heard = min(max(0.0, turn.heard_ms - line.begins_ms), spoken) if state == "cut" else spoken
-            missed = heard < spoken - 10 if spoken else turn.heard_ms <= line.begins_ms
+            missed = heard < spoken - ROUNDING_MS if spoken else turn.heard_ms <= line.begins_ms
             lines.append(LineHeard(line.entry, round(heard), missed and not whole))
         return TurnOver(turn.id, state, tuple(lines), announce=turn.announce)

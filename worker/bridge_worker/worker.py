@@ -125,7 +125,7 @@ class Worker:
                 self._tasks = tasks
                 tasks.create_task(self._pod.run())
                 tasks.create_task(self._offers.run())
-                tasks.create_task(self._feed_silence())
+                tasks.create_task(self._tick())
                 tasks.create_task(self.finisher.run())
                 tasks.create_task(Sweeper(self).run())
                 tasks.create_task(self._keep())
@@ -438,8 +438,8 @@ class Worker:
             except BridgeError as error:
                 log.warning("calls could not be kept up in Redis, trying again", error=str(error))
 
-    async def _feed_silence(self) -> None:
-        """One clock for all calls whose caller's stream is closed."""
+    async def _tick(self) -> None:
+        """One clock for all calls."""
         every = self.settings.caller_silence_ms / 1000
         due = self.loop.time()
         while True:
@@ -447,4 +447,4 @@ class Worker:
             await asyncio.sleep(due - self.loop.time())
             now = self.loop.time()
             for conversation in self._conversations.values():
-                conversation.agent.feed_silence(now)
+                conversation.tick(now)

@@ -1,0 +1,170 @@
+"""Turns whose end, text or last audio comes late, twice, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import pytest
+
+from bridge_shared.protocol.media import media
+from bridge_sim.agent import AgentConnection
+from telephone import Wire, heard, stage, types, wire
+
+MULAW = media("raw/mulaw")
+
+pytestmark = pytest.mark.slow
+
+
+def sound(ms: int, byte: int = 0x11) -> bytes:
+    return bytes([byte]) * MULAW.nbytes(ms)
+
+
+async def says(agent: AgentConnection, text: str) -> None:
+    await agent.send_json({"type": "ConversationText", "role": "assistant", "content": text})
+
+
+async def caller_said(agent: AgentConnection, text: str) -> None:
+    await agent.send_json({"type": "ConversationText", "role": "user", "content": text})
+
+
+async def speaks(agent: AgentConnection, *frames: bytes) -> None:
+    for frame in frames:
+        await agent._socket.send(frame)
+
+
+async def done(agent: AgentConnection) -> None:
+    await agent.send_json({"type": "AgentAudioDone"})
+
+
+async def turn(agent: AgentConnection, text: str, audio: bytes) -> None:
+    await says(agent, text)
+    await speaks(agent, audio)
+    await done(agent)
+
+
+async def messages_for(vaic: Wire, seconds: float) -> list[dict[str, Any]]:
+    """All that comes in this time."""
+    got: list[dict[str, Any]] = []
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                got.append(await vaic.next())
+    except TimeoutError:
+        return got
+
+
+def json_of(message: str | bytes) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(message)
+    return value
+
+
+async def test_the_text_of_a_stream_is_that_of_its_own_turn_when_a_long_turn_is_followed_by_another(
+    redis_url: str,
+) -> None:
+    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        agent = await bridge.connection()
+        await turn(agent, "One.", sound(3500))
+        await turn(agent, "Two.", sound(300))
+        starts = [(await vaic.until("playStream.stop"))[0] for _ in range(2)]
+        assert [start.get("altText") for start in starts] == ["One.", "Two."]
+
+
+async def test_the_text_of_a_turn_without_audio_is_not_shown_with_the_next_turn(redis_url: str) -> None:
+    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        agent = await bridge.connection()
+        await says(agent, "Silent.")
+        await done(agent)
+        await bridge.event("agent_audio_done")
+        await turn(agent, "Spoken.", sound(300))
+        assert (await vaic.expect("playStream.start"))["altText"] == "Spoken."
+
+
+async def test_a_late_agent_audio_done_of_a_cut_turn_does_not_end_the_next_one(redis_url: str) -> None:
+    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        agent = await bridge.connection()
+        await says(agent, "A long answer.")
+        await speaks(agent, sound(3000))
+        await vaic.until("playStream.chunk")
+        await agent.send_json({"type": "UserStartedSpeaking"})
+        await caller_said(agent, "Wait.")
+        await says(agent, "Yes, what is it?")
+        await done(agent)  # of the turn that was cut
+        await speaks(agent, sound(1500))
+        await done(agent)
+        await vaic.until("playStream.start")
+        rest = await vaic.until("playStream.stop")
+        assert len(heard(rest)) == MULAW.nbytes(1500)
+        await asyncio.sleep(1)
+        lines = await bridge.app.calls("transcript", vaic.cid)
+        assert lines[-1].content == "Yes, what is it?"
+        assert lines[-1].heard_ms == 1500
+        assert len(bridge.events("agent_audio_done")) == 2
+
+
+async def test_an_agent_audio_done_between_odd_frames_does_not_turn_speech_into_noise(redis_url: str) -> None:
+    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin(supportedMediaFormats=["raw/lpcm16"])
+        agent = await bridge.connection()
+        samples = b"\x01\x00" * 16000
+        await says(agent, "Yes.")
+        await speaks(agent, samples[:6401])
+        await done(agent)  # before the last audio, or a late one
+        await speaks(agent, samples[6401:])
+        await done(agent)
+        got = heard(await messages_for(vaic, 3))
+        assert set(got[1::2]) == {0}, got.count(b"\x00\x01")
+        assert got == samples
+
+
+async def test_a_hang_up_does_not_wait_in_silence_for_an_agent_audio_done_that_is_missing(redis_url: str) -> None:
+    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        agent = await bridge.connection()
+        await says(agent, "Goodbye.")
+        await speaks(agent, sound(300))
+        await vaic.until("playStream.stop")  # 1.3 s
+        began = time.monotonic()
+        ending = asyncio.create_task(bridge.sessions[vaic.cid].end_session())
+        async with asyncio.timeout(20):
+            message = await asyncio.wait_for(vaic.socket.recv(), 15)
+        assert b"hangup" in (message if isinstance(message, bytes) else message.encode())
+        await vaic.hang_up()
+        await ending
+        assert time.monotonic() - began < 5
+
+
+async def test_a_hang_up_does_not_wait_in_silence_when_audio_came_behind_agent_audio_done(redis_url: str) -> None:
+    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        agent = await bridge.connection()
+        await turn(agent, "Goodbye.", sound(300))
+        await speaks(agent, sound(40))
+        await bridge.event("agent_audio_done")
+        began = time.monotonic()
+        ending = asyncio.create_task(bridge.sessions[vaic.cid].end_session())
+        while "activities" not in types(got := [json_of(await asyncio.wait_for(vaic.socket.recv(), 15))]):
+            pass
+        assert got[0]["activities"][0]["name"] == "hangup"
+        await vaic.hang_up()
+        await ending
+        assert time.monotonic() - began < 5
+
+
+async def test_audio_of_a_cut_turn_that_comes_behind_its_agent_audio_done_is_not_played(redis_url: str) -> None:
+    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        agent = await bridge.connection()
+        await says(agent, "A long answer.")
+        await speaks(agent, sound(3000))
+        await vaic.until("playStream.chunk")
+        await agent.send_json({"type": "UserStartedSpeaking"})
+        await done(agent)
+        await speaks(agent, sound(400, 0x22))
+        await vaic.until("userStream.speech.started")
+        assert heard(await messages_for(vaic, 1.5)) == b""
