@@ -87,6 +87,41 @@ async def test_what_is_no_call_in_the_list_keeps_no_call_from_its_finish(redis_u
         await worker.until(lambda: "session_end error ours" in worker.stdout, 15, "the finish")
 
 
+WAITS = """
+import pathlib
+@bridge.on("session_end")
+async def crm(session, event):
+    print("crm", event.attempt, flush=True)
+    while not pathlib.Path({path!r}).exists():
+        await asyncio.sleep(0.02)
+"""
+
+
+async def test_a_handler_whose_success_could_not_be_recorded_does_not_run_again_at_the_same_worker(
+    redis_url: str, tmp_path: Path
+) -> None:
+    go_on = tmp_path / "go on"
+    app = application(tmp_path, WAITS.format(path=str(go_on)))
+    async with SimulatedAgent(QUICK) as agent, Pods(redis_url, agent.url, app) as pods, stored(redis_url) as calls:
+        edge, worker = await asyncio.gather(pods.edge(), pods.worker())
+        async with calling(edge) as call:
+            await call.hang_up()
+        await worker.until(lambda: "crm 1" in worker.stdout, 20, "the handler")
+        key = f"call:{{{call.conversation_id}}}"
+        await calls._server.execute("RENAME", key, f"{key}:away")
+        await calls._server.execute("SET", key, "no hash")
+        go_on.touch()
+        await worker.until_logged("the finish could not be recorded, trying again", 20)
+        await calls._server.execute("RENAME", f"{key}:away", key)
+
+        async def done() -> bool:
+            record = await calls.read(call.conversation_id)
+            return record is not None and record.finish == "done"
+
+        await worker.until(done, 20, "the finish")
+        assert worker.stdout.count("crm") == 1
+
+
 BROKEN = """
 @bridge.on("session_end")
 async def crm(session, event):

@@ -40,9 +40,6 @@ AT_ONCE = 50
 KEPT = 1000
 """So many calls that wait for their next try are remembered with the session that the application knows."""
 
-UNREADABLE = "\0"
-"""In place of its bridge's name, of a call that cannot be read."""
-
 PAUSES_SECONDS = (1, 5, 30, 120, 600, *[3600] * 23)
 """Between the tries of a finish: about a day in all."""
 
@@ -59,7 +56,10 @@ class Finisher:
         self._kept: dict[str, _Kept] = {}
         """The calls that have to be tried again, oldest first."""
         self._bridges: dict[str, str] = {}
-        """Which bridge each of them is of, as far as that was read: those of no bridge here are not read again."""
+        """Which bridge each of those is of, as far as that was read: those of no bridge here are not read again."""
+
+        self._unreadable: set[str] = set()
+        """Those of them that could not be read, and were logged."""
 
     async def run(self) -> None:
         """Look for calls that nobody finishes, until cancelled. Cancelling it lets a running finish be repeated
@@ -79,6 +79,7 @@ class Finisher:
         worker, now = self._worker, self._worker.loop.time()
         due = await worker.calls.due()
         self._seen = {cid: self._seen.get(cid, now) for cid in due}
+        self._unreadable &= self._seen.keys()
         self._bridges = {cid: bridge for cid, bridge in self._bridges.items() if cid in self._seen}
         for cid in due:
             if len(self._adopting) >= AT_ONCE:
@@ -90,8 +91,9 @@ class Finisher:
             except RedisUnavailable:
                 raise
             except BridgeError as error:
-                self._bridges[cid] = UNREADABLE
-                log.error("a call that is owed its finish cannot be read", cid=cid, error=str(error))
+                if cid not in self._unreadable:
+                    self._unreadable.add(cid)
+                    log.error("a call that is owed its finish cannot be read", cid=cid, error=str(error))
 
     async def _look_at(self, cid: str) -> None:
         worker = self._worker
@@ -162,34 +164,41 @@ class Finisher:
         span.end(error="handlers_failed" if failed else "", handlers=len(results), failed=len(failed))
         if notes.others:
             return log.warning("another worker finishes the call now", cid=cid)
+        self._keep(cid, session, results)
         try:
             if not failed:
+                await self._worker.calls.finished(cid, notes.missing)
                 self._kept.pop(cid, None)
-                return await self._worker.calls.finished(cid, notes.missing)
-            self._keep(cid, session, failed)
+                return
             log.error("session_end handlers failed, they will be run again", cid=cid, handlers=len(failed))
             for name in notes.missing:
                 await self._worker.calls.handled(cid, name, finisher=self._worker.pod)
-            await self._again(cid)
+            await self._again(cid, elsewhere=any(isinstance(problem, LeftBehind) for problem in failed.values()))
         except BridgeError as error:
-            log.error("the finish could not be recorded, it will run again", cid=cid, error=str(error))
+            log.error("the finish could not be recorded, trying again", cid=cid, error=str(error))
 
-    def _keep(self, cid: str, session: Session, failed: Mapping[str, Exception]) -> None:
-        """Remember a call that has to be tried again; the oldest is forgotten if they are too many."""
-        left = {name: problem.work for name, problem in failed.items() if isinstance(problem, LeftBehind)}
-        self._kept.pop(cid, None)
-        self._kept[cid] = _Kept(session, left)
+    def _keep(self, cid: str, session: Session, results: Mapping[str, Exception | None]) -> None:
+        """Remember a call until its finish is done; the oldest is forgotten if they are too many."""
+        done = frozenset(name for name, problem in results.items() if problem is None)
+        left = {name: problem.work for name, problem in results.items() if isinstance(problem, LeftBehind)}
+        if (before := self._kept.pop(cid, None)) is not None:
+            done |= before.succeeded
+        self._kept[cid] = _Kept(session, done, left)
         while len(self._kept) > KEPT:
             del self._kept[next(iter(self._kept))]
 
-    async def _again(self, cid: str) -> None:
-        """Set the next try, later each time, for a day; of what could not be cut off here, by any other worker."""
+    async def _again(self, cid: str, *, elsewhere: bool) -> None:
+        """Set the next try, later each time, for a day.
+
+        Args:
+            elsewhere: it may be anybody's, for something of this one could not be cut off.
+        """
         calls = self._worker.calls
         record = await calls.read(cid)
         if record is not None and _tries(record) > len(PAUSES_SECONDS):
             return await self._give_up(cid, record.tries)
         await calls.postpone(cid, _pause(record))
-        if self._kept[cid].left:
+        if elsewhere:
             await calls.release_finish(cid, finisher=self._worker.pod)
 
     async def _give_up(self, cid: str, tries: int) -> None:
@@ -210,8 +219,8 @@ class Finisher:
         await calls.postpone(cid, _pause(record))
         log.info("finishing a call", cid=cid, reason=record.reason)
         kept = self._kept.get(cid)
-        late = set(kept.succeeded) if kept is not None else set()
-        for name in late:
+        succeeded = kept.succeeded if kept is not None else frozenset()
+        for name in succeeded - record.handled:
             await calls.handled(cid, name, finisher=worker.pod)
         stored = record.raw.get("data", "")
         session = kept.session if kept is not None else await self._session(hosted, record)
@@ -225,7 +234,7 @@ class Finisher:
             attempt=record.tries,
             idempotency_key=finish_key(cid),
         )
-        await self.finish(cid, hosted, session, event, handled=record.handled | late, stored=stored)
+        await self.finish(cid, hosted, session, event, handled=record.handled | succeeded, stored=stored)
 
     def _others(self, record: CallRecord) -> bool:
         """Whether somebody else, or another task here, is to finish this call."""
@@ -250,10 +259,11 @@ class Finisher:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """A call whose finish was tried here and has to be tried again: the session that the application knows, and the
-    handlers that could not be cut off."""
+    """A call whose finish was tried here: the session that the application knows, the handlers that have succeeded, and
+    those that could not be cut off."""
 
     session: Session
+    done: frozenset[str]
     left: dict[str, Crossing[Exception | None]]
 
     @property
@@ -262,9 +272,9 @@ class _Kept:
         return all(work.over for work in self.left.values())
 
     @property
-    def succeeded(self) -> list[str]:
-        """The handlers that did so after all, when nobody waited for them any more."""
-        return [name for name, work in self.left.items() if work.results == [None]]
+    def succeeded(self) -> frozenset[str]:
+        """The handlers that have, be it when nobody waited for them any more. Redis may not know all of them."""
+        return self.done | {name for name, work in self.left.items() if work.results == [None]}
 
 
 def _tries(record: CallRecord) -> int:
