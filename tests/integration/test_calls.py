@@ -361,6 +361,43 @@ async def test_a_finish_is_claimed_by_one_and_its_successes_are_kept(calls):
     assert third.handled == {"on_end"}
 
 
+async def test_a_finish_that_is_released_may_be_claimed_by_anybody(calls):
+    await active(calls)
+    await calls.end("c1", reason="ended", detail="", finisher="w1")
+    await calls.release_finish("c1", finisher="w2")
+    assert (await calls.read("c1")).finisher == "w1", "it was not w2's"
+    await calls.release_finish("c1", finisher="w1")
+    assert await calls.claim_finish("c1", worker="w2", seen_finisher="") is not None
+
+
+async def test_the_first_try_of_a_finish_is_the_first_whoever_makes_it(calls):
+    await active(calls, "c1")
+    await calls.end("c1", reason="ended", detail="", finisher="w1")
+    assert (await calls.read("c1")).tries == 1, "w1 begins at once"
+    assert (await calls.claim_finish("c1", worker="w2", seen_finisher="w1")).tries == 2
+    await active(calls, "c2")
+    await calls.end("c2", reason="error", detail="lost")
+    assert (await calls.claim_finish("c2", worker="w2", seen_finisher="")).tries == 1
+
+
+async def test_data_of_an_ended_call_is_written_by_its_finisher_only_and_only_until_it_is_finished(calls):
+    await active(calls)
+    await calls.end("c1", reason="ended", detail="", finisher="w1")
+    assert not await calls.keep_data("c1", b'{"by":2}', finisher="w2")
+    assert await calls.keep_data("c1", b'{"by":1}', finisher="w1")
+    assert (await calls.read("c1")).raw["data"] == '{"by":1}'
+    await calls.finished("c1")
+    assert not await calls.keep_data("c1", b'{"by":1}', finisher="w1")
+    assert "data" not in (await calls.read("c1")).raw
+
+
+async def test_all_calls_that_are_due_are_found_however_many(calls):
+    for number in range(7):
+        await active(calls, f"c{number}")
+        await calls.end(f"c{number}", reason="ended", detail="")
+    assert sorted(await calls.due(page=3)) == [f"c{number}" for number in range(7)]
+
+
 async def test_a_finisher_who_is_not_the_owner_fences_the_owners_late_lines(calls, server):
     claimed = await active(calls)
     await write_line(server, claimed.we, 1)

@@ -123,7 +123,6 @@ async def slow(session, event):
 """
 
 
-@open_defect
 async def test_a_handler_that_has_succeeded_does_not_run_again_when_the_worker_dies_in_the_next_one(
     redis_url: str, tmp_path: Path
 ) -> None:
@@ -139,7 +138,6 @@ async def test_a_handler_that_has_succeeded_does_not_run_again_when_the_worker_d
         assert "crm" not in other.stdout
 
 
-@open_defect
 async def test_a_hundred_calls_that_no_worker_here_can_finish_keep_no_other_from_its_finish(
     redis_url: str, tmp_path: Path
 ) -> None:
@@ -168,7 +166,6 @@ async def crm(session, event):
 """
 
 
-@open_defect
 async def test_a_handler_that_hangs_for_one_call_does_not_keep_the_finish_of_others(
     redis_url: str, tmp_path: Path
 ) -> None:
@@ -198,7 +195,6 @@ def crm(session, event):
 """
 
 
-@open_defect
 async def test_a_plain_session_end_handler_that_hangs_is_cut_off_and_run_again_elsewhere(
     redis_url: str, tmp_path: Path
 ) -> None:
@@ -214,7 +210,6 @@ async def test_a_plain_session_end_handler_that_hangs_is_cut_off_and_run_again_e
         await other.until(lambda: "crm again" in other.stdout, 20, "the finish elsewhere, 1 s + 1 s later")
 
 
-@open_defect
 async def test_a_finish_that_was_given_up_stays_given_up_when_the_worker_dies_right_then(
     redis_url: str, tmp_path: Path
 ) -> None:
@@ -250,7 +245,6 @@ async def crm(session, event):
 """
 
 
-@open_defect
 async def test_a_second_try_on_the_former_owner_has_the_session_that_the_application_knows(
     redis_url: str, tmp_path: Path
 ) -> None:
@@ -264,7 +258,6 @@ async def test_a_second_try_on_the_former_owner_has_the_session_that_the_applica
         assert "attempt 2 a customer" in owner.stdout
 
 
-@open_defect
 async def test_what_a_session_end_handler_keeps_in_session_data_is_there_at_its_next_try(
     redis_url: str, tmp_path: Path
 ) -> None:
@@ -306,7 +299,6 @@ async def keys(session, event):
 """
 
 
-@open_defect
 async def test_a_plain_before_transfer_handler_that_hangs_holds_the_transfer_up_no_longer_than_the_setting(
     redis_url: str, tmp_path: Path
 ) -> None:
@@ -607,7 +599,6 @@ async def said(session, event):
 """
 
 
-@open_defect
 async def test_session_data_is_written_at_once_whatever_another_handler_does(redis_url: str, tmp_path: Path) -> None:
     # conversation.py:236: nothing is written while any `activity` handler runs (30 s at most, longer with a transfer in
     # it), what handlers of the agent's lane set neither
@@ -666,7 +657,6 @@ async def audit(session, event):
 """ + FIRST_EDITION.replace('raise RuntimeError("no mail today")', 'print("mail", flush=True)')
 
 
-@open_defect
 async def test_a_handler_that_has_succeeded_does_not_run_again_in_a_newer_edition_of_the_application(
     redis_url: str, tmp_path: Path
 ) -> None:

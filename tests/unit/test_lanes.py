@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -16,7 +17,8 @@ import pytest
 from bridge_shared import metrics
 from bridge_shared.lifecycle import MediaThread
 from bridge_shared.types.audiocodes import BridgeErrorEvent
-from bridge_worker.handlers import LANE_LENGTH, Handlers, Lane, current, handler_key, waiting_for_the_end
+from bridge_worker.crossing import LeftBehind
+from bridge_worker.handlers import LANE_LENGTH, Handlers, Lane, current, handler_name, named, waiting_for_the_end
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class App:
         await asyncio.wrap_future(self.media.submit(nothing()))
         await asyncio.sleep(0)
 
-    async def finish(self, seconds: float = 30.0, skip: set[str] | None = None) -> dict[str, str]:
+    async def finish(self, seconds: float = 30.0, skip: set[str] | None = None) -> dict[str, Exception | None]:
         work = self.handlers.finish(Call(), "the end", seconds=seconds, skip=skip or set())
         return await asyncio.wrap_future(self.media.submit(work))
 
@@ -423,7 +425,8 @@ async def test_when_the_customers_loop_is_closed_everything_is_done_in_the_media
     await asyncio.wrap_future(media.submit(put()))
     assert log == ["done", "idle", "False"]
     work = handlers.finish(Call(), None, seconds=1)
-    assert await asyncio.wrap_future(media.submit(work)) == {"": "the application's event loop is closed"}
+    (problem,) = (await asyncio.wrap_future(media.submit(work))).values()
+    assert str(problem) == "the application's event loop is closed"
 
 
 # ── idle, and away ─────────────────────────────────────────────────────────────────────────────────────────
@@ -532,8 +535,8 @@ async def test_the_finish_tells_of_each_handler_what_came_of_it(app: App):
     app.on("session_end", crm, broken, lambda _s, event: app.log.append(event))
     app.on("error", lambda _s, event: app.log.append(event.description))
     results = await app.finish()
-    assert list(results.values()) == ["", "ValueError: CRM is down", ""]
-    assert list(results)[:2] == ["0:crm", "1:broken"]
+    assert [repr(problem) for problem in results.values()] == ["None", "ValueError('CRM is down')", "None"]
+    assert [name.rpartition(".")[2] for name in results][:2] == ["crm", "broken"]
     assert app.log == ["handler for 'session_end' raised: CRM is down", "the end"]
 
 
@@ -541,7 +544,7 @@ async def test_a_handler_that_has_succeeded_is_not_run_again(app: App):
     app.on("session_end", lambda _s, event: app.log.append(event), crm)
     first = await app.finish()
     again = await app.finish(skip={next(iter(first))})
-    assert list(again) == ["1:crm"]
+    assert list(again) == [handler_name(crm)]
     assert app.log == ["the end"]
 
 
@@ -551,7 +554,50 @@ async def test_a_finish_handler_that_hangs_is_cut_off_and_the_next_one_runs(app:
 
     app.on("session_end", hangs, crm)
     results = await app.finish(seconds=0.02)
-    assert list(results.values()) == ["TimeoutError: it took longer than 0.02 s and was cancelled", ""]
+    assert list(map(repr, results.values())) == [
+        "TimeoutError('it took longer than 0.02 s and was cancelled')",
+        "None",
+    ]
+
+
+async def test_a_finish_handler_that_blocks_its_loop_is_left_behind_and_what_it_did_late_is_known(
+    app: App, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("bridge_worker.crossing.CUT_OFF_SECONDS", 0.02)
+    let_go = threading.Event()
+    app.on("session_end", lambda _s, _e: app.log.append(let_go.wait(10)), lambda _s, _e: app.log.append("next"))
+    app.on("error", lambda _s, event: app.log.append(event.code))
+    failures = metrics.handler_errors.labels(event="session_end")
+    before = failures._value.get()
+    future = app.media.submit(app.handlers.finish(Call(), None, seconds=0.02))
+    future.add_done_callback(lambda _future: let_go.set())
+    blocking, waiting = (await asyncio.wrap_future(future)).values()
+    assert isinstance(blocking, LeftBehind) and isinstance(waiting, LeftBehind)
+    assert failures._value.get() == before + 2
+    await app.media_has_run()
+    assert (blocking.work.over, blocking.work.results) == (True, [None])
+    assert (waiting.work.over, waiting.work.results) == (True, []), "what nobody waits for any more does not begin"
+    assert app.log == [True, "handler_error", "handler_error"]
+
+
+async def test_the_next_handler_begins_when_the_success_of_the_one_before_is_recorded_and_only_if_it_is_ours(app: App):
+    async def succeeded(name: str) -> bool:
+        app.log.append(name.rpartition(".")[2])
+        return len(app.log) < 4
+
+    def one(_session: Any, _event: Any) -> None:
+        app.log.append("runs")
+
+    app.on("session_end", one, one, one)
+    work = app.handlers.finish(Call(), None, seconds=1, succeeded=succeeded)
+    await asyncio.wrap_future(app.media.submit(work))
+    assert app.log == ["runs", f"{one.__name__}", "runs", f"{one.__name__}#2"]
+
+
+async def test_it_is_known_whether_the_customers_loop_answers(app: App, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("bridge_worker.crossing.CUT_OFF_SECONDS", 0.02)
+    assert await asyncio.wrap_future(app.media.submit(app.handlers.answers()))
+    assert app.media.submit(app.handlers.answers()).result(10) is False  # this blocks the customer's loop
 
 
 async def test_cancelling_the_finish_cancels_the_handler(app: App):
@@ -579,7 +625,13 @@ def test_the_name_of_a_handler_is_the_same_in_every_process():
 
         def write(self, _session: Any, _event: Any) -> None: ...
 
-    assert handler_key(crm, 0) == "0:crm"
-    assert handler_key(Crm(), 1) == handler_key(Crm(), 1)
-    assert handler_key(Crm().write, 2) == handler_key(Crm().write, 2)
-    assert handler_key(crm, 1) != handler_key(crm, 2)
+    assert handler_name(crm) == f"{__name__}.crm"
+    assert handler_name(Crm()) == handler_name(Crm())
+    assert handler_name(Crm().write) == handler_name(Crm().write)
+    assert handler_name(functools.partial(crm, key=1)) == handler_name(crm)
+
+
+def test_one_more_handler_renames_no_other():
+    before, after = named([crm, crm]), named([broken, crm, crm])
+    assert len(before) == 2
+    assert set(after) == {*before, handler_name(broken)}

@@ -46,3 +46,30 @@ def test_a_value_that_is_changed_after_it_was_set_is_not_the_one_that_is_kept() 
 
 def test_what_is_kept_does_not_show_in_logs() -> None:
     assert "4711" not in repr(SessionData('{"pin":"4711"}'))
+
+
+def test_what_is_held_is_written_when_it_settles_and_what_others_set_at_once_without_it() -> None:
+    written: list[bytes] = []
+    held = True
+    data = SessionData('{"old":1}', written.append, lambda: held)
+    data["digits"] = "4"
+    del data["old"]
+    assert (dict(data), written) == ({"digits": "4"}, [])
+    held = False
+    data["said"] = "yes"
+    assert dict(data) == {"digits": "4", "said": "yes"}
+    assert dict(SessionData(written.pop().decode())) == {"old": 1, "said": "yes"}
+    assert dict(SessionData((data.settle() or b"").decode())) == {"digits": "4", "said": "yes"}
+    assert data.settle() is None
+    del data["said"]
+    assert written == [b'{"digits":"4"}']
+
+
+def test_at_the_end_everything_is_written_by_somebody_else_at_once() -> None:
+    before: list[bytes] = []
+    after: list[bytes] = []
+    data = SessionData("", before.append, lambda: True)
+    data["digits"] = "4"
+    assert data.written_by(after.append) == b'{"digits":"4"}'
+    data["step"] = 1
+    assert (before, after) == ([], [b'{"digits":"4","step":1}'])

@@ -49,7 +49,6 @@ class CallerSide:
         peer_ended: VAIC has sent `session.end`.
         transfer_failed: VAIC has reported that.
         replay: what the edge says about the caller at a takeover: milliseconds of an utterance that go again, or "ask".
-        handling: how many activities are with the handlers or wait for them.
         handled: the last activity, as (edge epoch, number), whose effect on `Session.data` is in it.
         turn_over_at, play_finished_at: when, on the loop's clock, a turn ended by our play clock, and by VAIC's word.
     """
@@ -74,7 +73,6 @@ class CallerSide:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._mids = 0
-        self.handling = 0
         self.handled = _mid(conversation.record.raw.get("activity", ""))
         self._rereading = False
         self._lost: asyncio.TimerHandle | None = None
@@ -233,9 +231,8 @@ class CallerSide:
 
         def done() -> None:
             with contextlib.suppress(RuntimeError):  # the media loop is gone, and with it the link
-                self._loop.call_soon_threadsafe(self._activity_done, mid, delivery)
+                self._loop.call_soon_threadsafe(self._activity_done, mid, delivery, self._c.session.data.settle())
 
-        self.handling += 1
         name = str(activity.get("name", "")).lower()
         if name == "start" and isinstance(activity.get("parameters"), dict):
             self._c.session._start = activity["parameters"]
@@ -250,9 +247,10 @@ class CallerSide:
             done,
         )
 
-    def _activity_done(self, mid: tuple[int, int], delivery: Delivery) -> None:
-        self.handling -= 1
+    def _activity_done(self, mid: tuple[int, int], delivery: Delivery, data: bytes | None) -> None:
         self.handled = max(self.handled, mid)
+        if data is not None:
+            self._c.data_changed(data)
         if self._c.data_waits:
             self._c.tasks.create_task(self._done_when_kept(delivery))
         else:

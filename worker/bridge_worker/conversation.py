@@ -37,6 +37,7 @@ from bridge_worker.caller_side import CallerSide
 from bridge_worker.commands import Commands, Injections
 from bridge_worker.ending import Ending, carry_out, lanes_idle
 from bridge_worker.function_calls import FunctionCalls
+from bridge_worker.handlers import handling
 from bridge_worker.redaction import Redaction
 from bridge_worker.remote import Elsewhere
 from bridge_worker.session import SessionState
@@ -139,9 +140,9 @@ class Conversation:
         """What this owner has written into the call's record, to write it again should Redis lose it."""
         self._data_waits = False
         self._keeping = asyncio.Lock()
-        self.session._data = SessionData(self._data, self._keep_soon)
+        telephony = self.telephony = hosted.handlers.lane(self.session)
+        self.session._data = SessionData(self._data, self._keep_soon, lambda: handling("activity", telephony))
         self.session._start = record.start
-        self.telephony = hosted.handlers.lane(self.session)
         self.agent_lane = hosted.handlers.lane(self.session)
 
         self.caller = CallerSide(self, claimed)
@@ -219,23 +220,30 @@ class Conversation:
 
     @property
     def data(self) -> str:
-        """`Session.data` as JSON, as of its last change."""
+        """`Session.data` as JSON, as of its last change that may be written."""
         return self._data
 
     def _keep_soon(self, encoded: bytes) -> None:
         """`Session.data` has changed; in the customer's loop."""
         with contextlib.suppress(RuntimeError):  # the media loop is gone, and the call with it
-            self.loop.call_soon_threadsafe(self._data_changed, encoded.decode())
+            self.loop.call_soon_threadsafe(self.data_changed, encoded)
 
-    def _data_changed(self, data: str) -> None:
+    def data_changed(self, encoded: bytes) -> None:
+        """`Session.data` is to be written. What a running handler of `activity` set is not in it, but comes when that
+        has returned, with the note that it has: an owner that dies before leaves neither, and the next one gets the
+        activity again."""
         if self.closed.is_set():
             log.warning("session.data was changed after the call had left this worker, and is not kept", cid=self.cid)
             return
-        self._data, self._data_waits = data, True
-        # what a handler of `activity` sets is written when it returns, with the note that it has: an owner that dies
-        # before leaves neither, and the next one gets the activity again
-        if not self.caller.handling and not self._keeping.locked():
+        self._data, self._data_waits = encoded.decode(), True
+        if not self._keeping.locked():
             self.tasks.create_task(self.keep_data())
+
+    async def keep_all_data(self) -> None:
+        """`keep_data` at the end, when no activity will be handled again: with what a handler set that still runs."""
+        if (encoded := self.session.data.encoded) != (self._data.encode() or b"{}"):
+            self.data_changed(encoded)
+        await self.keep_data()
 
     @property
     def data_waits(self) -> bool:
@@ -252,6 +260,9 @@ class Conversation:
                 try:
                     if not await self.worker.calls.amend(self.cid, we=self.we, fields=fields):
                         log.warning("session.data is not kept: the call is over, or elsewhere", cid=self.cid)
+                except asyncio.CancelledError:
+                    self._data_waits = True
+                    raise
                 except BridgeError as error:
                     self._data_waits = True
                     log.debug("session.data waits for Redis", cid=self.cid, error=str(error))

@@ -45,7 +45,7 @@ async def carry_out(c: Conversation, ending: Ending) -> None:
     c.agent_lane.close()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LANES_SECONDS):
-            await c.keep_data()
+            await c.keep_all_data()
     if not await c.lines.flush(LINES_SECONDS):
         log.error("transcript lines could not be stored", cid=c.cid)
     try:
@@ -76,7 +76,7 @@ async def carry_out(c: Conversation, ending: Ending) -> None:
         idempotency_key=finish_key(c.cid),
     )
     if ended.finish == "owed":
-        await c.worker.finisher.finish(c.cid, c.hosted, c.session, event)
+        await c.worker.finisher.finish(c.cid, c.hosted, c.session, event, stored="" if c.data_waits else c.data)
     await letting_go
 
 

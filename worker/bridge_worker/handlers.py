@@ -13,14 +13,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import inspect
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bridge_shared import logs, metrics
 from bridge_shared.types.audiocodes import BridgeErrorEvent
+from bridge_worker.crossing import Crossing, LeftBehind
 
 log = logs.get("bridge")
 
@@ -35,14 +37,21 @@ Failed = Callable[[Exception], None]
 
 @dataclass(slots=True)
 class Running:
-    """A handler at work: its lane (none for `session_end`) and its time limit, None once it has returned."""
+    """A handler at work: its event, its lane (none for `session_end`) and its time limit, None once it has returned."""
 
+    name: str
     lane: Lane | None
     limit: asyncio.Timeout | None
 
 
 current: contextvars.ContextVar[Running | None] = contextvars.ContextVar("current_handler", default=None)
 """The handler that is running. Tasks that it starts see it too, also when it has returned."""
+
+
+def handling(name: str, lane: Lane) -> bool:
+    """Whether a handler of this event in this lane is running and asks this, by itself or by a task that it started."""
+    running = current.get()
+    return running is not None and running.limit is not None and running.lane is lane and running.name == name
 
 
 @contextlib.contextmanager
@@ -105,42 +114,83 @@ class Handlers:
             return False
         return True
 
-    async def finish(self, session: Any, event: Any, *, seconds: float, skip: Collection[str] = ()) -> dict[str, str]:
-        """Run the `session_end` handlers, from the media thread.
+    async def finish(
+        self,
+        session: Any,
+        event: Any,
+        *,
+        seconds: float,
+        skip: Collection[str] = (),
+        succeeded: Callable[[str], Awaitable[bool]] | None = None,
+    ) -> dict[str, Exception | None]:
+        """Run the `session_end` handlers one after the other, from the media thread.
 
         Args:
-            seconds: each handler is cut off after this long.
+            seconds: each handler is cut off after this long, or left behind if it cannot be.
             skip: handlers that have succeeded before, by name.
+            succeeded: awaited with the name of each that has succeeded before the next one begins; False: the others
+                are not to be run.
 
         Returns:
-            handler name → "" for success, otherwise what went wrong. Cancelling it cancels the handler.
+            handler name → None for success, otherwise what went wrong. Cancelling it cancels the handler.
         """
-        work = self._finish(session, event, seconds, frozenset(skip))
+        results: dict[str, Exception | None] = {}
+        for name, handler in named(self._registry.get("session_end", ())).items():
+            if name in skip:
+                continue
+            results[name] = await self._one(handler, session, "session_end", event, seconds)
+            if results[name] is None and succeeded is not None and not await succeeded(name):
+                break
+        return results
+
+    async def answers(self) -> bool:
+        """Whether the customer's loop does what it is given, within a second; from the media thread."""
         try:
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        except RuntimeError:
-            work.close()
-            return {"": "the application's event loop is closed"}
-        return await asyncio.wrap_future(future)
+            await Crossing(lambda: asyncio.sleep(0)).run(self._loop, 0.0)
+        except (LeftBehind, RuntimeError):
+            return False
+        return True
 
     async def ask(self, session: Any, name: str, event: Any, *, seconds: float) -> None:
         """Run the handlers of an event and wait for them, from the media thread. One that raises or takes longer than
-        `seconds` is reported as `error`. Cancelling it cancels the handler."""
-        if not self.wants(name):
-            return
-        work = self._ask(session, name, event, seconds)
-        try:
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        except RuntimeError:
-            work.close()
-            return
-        await asyncio.wrap_future(future)
-
-    async def _ask(self, session: Any, name: str, event: Any, seconds: float) -> None:
+        `seconds` is reported as `error`; one that cannot be cut off is not waited for. Cancelling it cancels the
+        handler."""
         for handler in list(self._registry.get(name, ())):
-            problem = await self._call(handler, session, name, event, seconds)
+            await self._one(handler, session, name, event, seconds)
+
+    async def _one(self, handler: Handler, session: Any, name: str, event: Any, seconds: float) -> Exception | None:
+        """Run one handler from the media thread, and report it if it fails; what went wrong."""
+        try:
+            problem = await Crossing(lambda: self._call(handler, session, name, event, seconds)).run(
+                self._loop, seconds
+            )
             if problem is not None:
-                await self._report(session, name, problem)
+                await self._report_across(session, name, problem)
+        except LeftBehind as left:
+            metrics.handler_errors.labels(event=name).inc()
+            log.error(
+                "a handler is left behind: it blocks the application's event loop, or will not be cancelled",
+                event_name=name,
+                handler=handler_name(handler),
+                session_id=session.session_id,
+                seconds=seconds,
+            )
+            self.post(functools.partial(self._report_later, session, name, left))
+            return left
+        except RuntimeError:
+            return RuntimeError("the application's event loop is closed")
+        return problem
+
+    async def _report_across(self, session: Any, name: str, problem: Exception) -> None:
+        seconds = self.seconds * len(self._registry.get("error", ()))
+        try:
+            await Crossing(lambda: self._report(session, name, problem)).run(self._loop, seconds)
+        except LeftBehind:
+            log.error("the handlers of `error` are left behind", event_name=name, session_id=session.session_id)
+
+    def _report_later(self, session: Any, name: str, problem: Exception) -> None:
+        if self._tasks is not None:
+            self._tasks.create_task(self._report(session, name, problem))
 
     async def fire(self, session: Any, name: str, event: Any, lane: Lane | None = None) -> Exception | None:
         """Run all handlers of an event one after the other, in the customer's loop.
@@ -161,22 +211,10 @@ class Handlers:
                 await self._report(session, name, problem, lane)
         return first
 
-    async def _finish(self, session: Any, event: Any, seconds: float, skip: frozenset[str]) -> dict[str, str]:
-        results: dict[str, str] = {}
-        for number, handler in enumerate(list(self._registry.get("session_end", ()))):
-            key = handler_key(handler, number)
-            if key in skip:
-                continue
-            problem = await self._call(handler, session, "session_end", event, seconds)
-            results[key] = "" if problem is None else f"{type(problem).__name__}: {problem}"
-            if problem is not None:
-                await self._report(session, "session_end", problem)
-        return results
-
     async def _call(
         self, handler: Handler, session: Any, name: str, event: Any, seconds: float, lane: Lane | None = None
     ) -> Exception | None:
-        running = Running(lane, None)
+        running = Running(name, lane, None)
         current.set(running)
         try:
             async with asyncio.timeout(seconds) as limit:
@@ -368,7 +406,20 @@ def _problem(
     return error
 
 
-def handler_key(handler: Handler, number: int) -> str:
-    """A name for a handler that is the same in every process that runs the same application."""
-    name = getattr(handler, "__qualname__", type(handler).__qualname__)
-    return f"{number}:{name}"
+def handler_name(handler: Handler) -> str:
+    """What a handler is called, the same in every process that runs the application: module and qualified name."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    named = handler if hasattr(handler, "__qualname__") else type(handler)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def named(handlers: Sequence[Handler]) -> dict[str, Handler]:
+    """Handlers by name. A name that several have is counted, so that a new one of another name renames nobody."""
+    found: dict[str, Handler] = {}
+    times: Counter[str] = Counter()
+    for handler in handlers:
+        name = handler_name(handler)
+        times[name] += 1
+        found[name if times[name] == 1 else f"{name}#{times[name]}"] = handler
+    return found

@@ -132,7 +132,8 @@ class Session:
     @property
     def data(self) -> SessionData:
         """What the application keeps of this call: a mapping of JSON values, 16 KiB at most, that goes with the call
-        to every worker that serves or finishes it. Setting a key writes it to Redis. An addition to the original SDK.
+        to every worker that serves or finishes it. Setting a key writes it to Redis: at once, or in a handler of
+        `activity` when that returns. An addition to the original SDK.
         """
         return self._data
 
@@ -217,9 +218,13 @@ class Session:
             parameters["handoverReason"] = handover_reason
         if transfer_sip_headers:
             parameters["transferSipHeaders"] = list(transfer_sip_headers)
-        await self._cross(self._live().before_transfer(destination, handover_reason or "", summary or ""))
+
+        async def leave() -> None:  # in the media thread throughout, for a handler of either may block this one
+            await self._live().before_transfer(destination, handover_reason or "", summary or "")
+            await self._live().transfer(parameters)
+
         with waiting_for_the_end():
-            await self._cross(self._live().transfer(parameters))
+            await self._cross(leave())
 
     async def end_session(self, reason: str | None = None) -> None:
         """Hang up once the agent's last words are out. Ends the session with reason `ended`.

@@ -1,6 +1,7 @@
 """What an application keeps of one call: a small JSON mapping that goes with the call from worker to worker.
 
-Every change is written to Redis at once, by the owner only: what a former owner writes is refused (DESIGN §7).
+Every change is written to Redis at once, but for those of a running `activity` handler, which go with the note that it
+has returned. Only the owner writes, then the finisher: what a former one writes is refused (DESIGN §7).
 """
 
 from __future__ import annotations
@@ -19,12 +20,19 @@ class SessionData(MutableMapping[str, Any]):
 
     Args:
         stored: JSON as a former owner wrote it; what is no JSON object counts as nothing.
-        write: given the whole mapping as JSON after each change; from the customer's loop.
+        write: given the mapping as JSON after each change; from the customer's loop.
+        held: whether a change made now is to be written at `settle` only; those of others are written without it.
     """
 
-    def __init__(self, stored: str = "", write: Callable[[bytes], None] = lambda encoded: None) -> None:
-        self._write = write
-        self._items: dict[str, Any] = _parsed(stored)
+    def __init__(
+        self,
+        stored: str = "",
+        write: Callable[[bytes], None] = lambda encoded: None,
+        held: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._write, self._held = write, held
+        self._items = self._settled = _parsed(stored)
+        self._unsettled = False
 
     def __getitem__(self, key: str) -> Any:
         return self._items[key]
@@ -42,22 +50,36 @@ class SessionData(MutableMapping[str, Any]):
             TypeError: it is no JSON, or the key no text.
             ValueError: the mapping would be larger than 16 KiB of JSON. It is as before then.
         """
-        self._change({**self._items, key: value})
+        self._change(lambda items: {**items, key: value})
 
     def __delitem__(self, key: str) -> None:
         if key not in self._items:
             raise KeyError(key)
-        self._change({name: value for name, value in self._items.items() if name != key})
+        self._change(lambda items: {name: value for name, value in items.items() if name != key})
 
     def __repr__(self) -> str:
         return f"<SessionData {sorted(self._items)}>"  # the values may be personal
 
     @property
     def encoded(self) -> bytes:
-        """All of it as JSON."""
+        """All of it as JSON, what is held too. From any thread."""
         return orjson.dumps(self._items)
 
-    def _change(self, items: Mapping[str, Any]) -> None:
+    def settle(self) -> bytes | None:
+        """Whoever's changes were held is done: all of it as JSON, or None if there were no such changes."""
+        if not self._unsettled:
+            return None
+        self._settled, self._unsettled = self._items, False
+        return self.encoded
+
+    def written_by(self, write: Callable[[bytes], None]) -> bytes:
+        """Have every change written by somebody else from now on, at once; all of it as JSON. From any thread."""
+        self._write = lambda encoded: write(self.encoded)
+        self._held = lambda: False
+        return self.encoded
+
+    def _change(self, change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
+        items = change(self._items)
         if not all(isinstance(key, str) for key in items):
             raise TypeError("keys of session.data are text")
         try:
@@ -66,8 +88,13 @@ class SessionData(MutableMapping[str, Any]):
             raise TypeError(f"session.data takes what JSON can hold: {error}") from None
         if len(encoded) > MOST_BYTES:
             raise ValueError(f"session.data would have {len(encoded)} bytes of JSON, {MOST_BYTES} is the most")
+        settled = orjson.dumps(change(self._settled))
         self._items = orjson.loads(encoded)  # a copy, as every later owner will see it
-        self._write(encoded)
+        if self._held():
+            self._unsettled = True
+        else:
+            self._settled = orjson.loads(settled)
+            self._write(settled)
 
 
 def _parsed(stored: str) -> dict[str, Any]:

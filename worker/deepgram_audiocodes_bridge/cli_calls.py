@@ -91,7 +91,7 @@ async def unfinished(settings: config.Settings, *, as_json: bool) -> None:
         rows = []
         for cid, seconds in (await cluster.calls.unfinished()).items():
             record = await cluster.calls.read(cid)
-            tries = int(record.raw.get("finish_attempts") or 0) if record is not None else 0
+            tries = record.tries if record is not None else 0
             rows.append({"call": cid, "tries": tries, "next_try_s": None if math.isinf(seconds) else round(seconds, 1)})
     if as_json:
         print(json.dumps(rows, indent=2))

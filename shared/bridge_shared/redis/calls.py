@@ -16,6 +16,7 @@ Braces are literal: one call lies in one hash slot, the fleet in another. No scr
 * a call is ended first (`finish` = owed), then enters `{fleet}:ended`, then leaves `{fleet}:calls`; whoever finds an
   ended call in the index (`sweep`, or a repeated `end`) takes the remaining steps;
 * a finish is recorded in the call first, then leaves `{fleet}:ended`; whoever finds it there is told that it is done.
+  One that is given up is marked in the call first, then put at the end of time; whoever finds it due does that.
 
 Changes that must not be made twice carry a token, so that they can be asked for again when the outcome is unknown.
 """
@@ -73,6 +74,7 @@ class CallRecord:
         start: the parameters of the conversation's start, from `session.initiate` and the `start` activity.
         settings: the agent's settings as amended, without secrets; None: never amended.
         finish: "" while live; `none`: nothing is owed because the call was never active.
+        tries: how often the finish was begun, by whomever; `tries_reopened`: of these, before it was opened again.
         handled: the handlers whose success is recorded.
         raw: every field as stored.
     """
@@ -97,6 +99,8 @@ class CallRecord:
     session_id: str
     finish: str
     finisher: str
+    tries: int
+    tries_reopened: int
     handled: frozenset[str]
     raw: dict[str, str] = field(repr=False)
 
@@ -335,7 +339,7 @@ class Calls:
             last: id of the last transcript entry, which a finisher waits for.
             we: end it only as owner with this epoch.
             ee: end it only if the attachment has this epoch still.
-            finisher: who runs the handlers next.
+            finisher: who runs the handlers next; that is the first try.
             report: handlers hear of the end even if the call was never active.
 
         Raises:
@@ -368,9 +372,15 @@ class Calls:
         await self._file(cid, finish)
         return Ended(status == b"first", stands, why, finish)
 
-    async def due(self, limit: int = 100) -> list[str]:
-        """Calls whose finish is owed and due, longest due first."""
-        return [_text(cid) for cid in await self._server.script_again(scripts.DUE, [self._ended], [limit, 0])]
+    async def due(self, page: int = 1000) -> list[str]:
+        """All calls whose finish is owed and due, longest due first. Of what leaves the list meanwhile others may take
+        the place, and be missed until the next time."""
+        found: list[str] = []
+        while True:
+            part = await self._server.script_again(scripts.DUE, [self._ended], [page, 0, len(found)])
+            found += map(_text, part)
+            if len(part) < page:
+                return list(dict.fromkeys(found))
 
     async def claim_finish(self, cid: str, *, worker: str, seen_finisher: str) -> CallRecord | None:
         """Become the finisher, if it is still `seen_finisher`; raises the epoch first unless `worker` is the owner.
@@ -396,6 +406,14 @@ class Calls:
         """Record that a handler has succeeded. False: somebody else finishes the call now."""
         return bool(await self._server.script_again(scripts.HANDLED, [CallKeys.of(cid).call], [finisher, handler]))
 
+    async def keep_data(self, cid: str, data: bytes, *, finisher: str) -> bool:
+        """Write `Session.data` of an ended call. False: somebody else finishes it now, or it is finished."""
+        return bool(await self._server.script_again(scripts.KEEP_DATA, [CallKeys.of(cid).call], [finisher, data]))
+
+    async def release_finish(self, cid: str, *, finisher: str) -> None:
+        """Leave the finish to others, if it is ours still."""
+        await self._server.script_again(scripts.RELEASE_FINISH, [CallKeys.of(cid).call], [finisher])
+
     async def postpone(self, cid: str, seconds: float) -> None:
         """The next try of the finish is due in `seconds`."""
         await self._server.script_again(
@@ -408,7 +426,7 @@ class Calls:
             await self._server.script_again(scripts.POSTPONE, [self._ended], [cid, "inf", ENDED_INDEX_SECONDS])
 
     async def reopen(self, cid: str) -> bool:
-        """Try the finish once more, now. False: there is nothing to finish."""
+        """Try the finish again, now and then for as long as a new one. False: there is nothing to finish."""
         owed = await self._server.script_again(scripts.REOPEN_FINISH, [CallKeys.of(cid).call], [])
         if owed:
             await self._server.script_again(scripts.POSTPONE, [self._ended], [cid, 0, ENDED_INDEX_SECONDS])
@@ -437,7 +455,7 @@ class Calls:
         """
         repaired = 0
         for cid, (state, finish) in await self._states(
-            await self._server.script_again(scripts.DUE, [self._index], [-1, YOUNG_MS])
+            await self._server.script_again(scripts.DUE, [self._index], [-1, YOUNG_MS, 0])
         ):
             if state is None:
                 await self._server.execute_again("ZREM", self._index, cid)
@@ -621,6 +639,8 @@ def _record(cid: str, flat: Sequence[Any]) -> CallRecord:
         session_id=get("session_id", ""),
         finish=get("finish", ""),
         finisher=get("finisher", ""),
+        tries=_int(get("finish_attempts")),
+        tries_reopened=_int(get("finish_reopened")),
         handled=frozenset(name.removeprefix("handled:") for name in raw if name.startswith("handled:")),
         raw=raw,
     )

@@ -180,6 +180,7 @@ if ARGV[4] ~= '' and h[2] ~= ARGV[4] or ARGV[11] ~= '' and h[7] ~= ARGV[11] then
 local owed = h[1] == 'active' or ARGV[10] == '1'
 redis.call('HSET', call, 'state', 'ended', 'reason', ARGV[1], 'detail', ARGV[2], 'last', ARGV[3], 'finisher', ARGV[5],
   'finish', owed and 'owed' or 'none', 'end_token', ARGV[6], 'ended_ms', int(now))
+if owed and ARGV[5] ~= '' then redis.call('HSET', call, 'finish_attempts', '1') end
 if not owed then
   shrink(call, ARGV[9])
   redis.call('DEL', KEYS[4])
@@ -223,6 +224,27 @@ return 1
 """
 )
 
+# KEYS call · ARGV finisher, data -> 1 | 0 (somebody else finishes it now, or it is finished)
+KEEP_DATA: Final = Script(
+    _IF_ROOM
+    + """
+local h = redis.call('HMGET', KEYS[1], 'finish', 'finisher')
+if h[1] ~= 'owed' or h[2] ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'data', ARGV[2])
+return 1
+"""
+)
+
+# KEYS call · ARGV finisher -> 1 | 0. Anybody may claim the finish then.
+RELEASE_FINISH: Final = Script(
+    _ALWAYS
+    + """
+if redis.call('HGET', KEYS[1], 'finisher') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'finisher', '')
+return 1
+"""
+)
+
 # KEYS call, transcript, heard, functions · ARGV finish (done, given_up), retention, summary fields or '', handler, ...
 # -> 1 | 0 (no such ended call). Retention counts from the end of the call.
 FINISHED: Final = Script(
@@ -246,13 +268,13 @@ return 1
 """
 )
 
-# KEYS call · ARGV nothing -> 1 | 0. A job that was given up is owed again.
+# KEYS call · ARGV nothing -> 1 | 0. A job that was given up is owed again, and tried for as long as a new one.
 REOPEN_FINISH: Final = Script(
     _ALWAYS
     + """
-local h = redis.call('HMGET', KEYS[1], 'state', 'finish')
+local h = redis.call('HMGET', KEYS[1], 'state', 'finish', 'finish_attempts')
 if h[1] ~= 'ended' or (h[2] ~= 'given_up' and h[2] ~= 'owed') then return 0 end
-redis.call('HSET', KEYS[1], 'finish', 'owed')
+redis.call('HSET', KEYS[1], 'finish', 'owed', 'finish_reopened', h[3] or '0')
 return 1
 """
 )
@@ -349,12 +371,12 @@ return 1
 """
 )
 
-# KEYS zset · ARGV limit, slack ms -> members whose score is <= now - slack
+# KEYS zset · ARGV limit, slack ms, offset -> members whose score is <= now - slack
 DUE: Final = Script(
     _READ
     + _TIME
     + """
-return redis.call('ZRANGE', KEYS[1], '-inf', int(now - num(ARGV[2])), 'BYSCORE', 'LIMIT', 0, ARGV[1])
+return redis.call('ZRANGE', KEYS[1], '-inf', int(now - num(ARGV[2])), 'BYSCORE', 'LIMIT', ARGV[3], ARGV[1])
 """
 )
 
