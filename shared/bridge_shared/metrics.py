@@ -27,6 +27,7 @@
 | `redis_errors` (kind) | `bridge_redis_errors_total` | `unavailable` or `refused` answers of Redis |
 | `inbox_lag_seconds` | `bridge_inbox_lag_seconds` | age of the frames read from this pod's inbox |
 | `loop_lag_seconds` | `bridge_loop_lag_seconds` | by how much a timer of the media loop came late |
+| `loop_stalls` (loop) | `bridge_loop_stalls_total` | stalls of the `media` loop, the `application`'s, or `all` |
 
 Labels are words of ours or Deepgram's error codes, never an id, a number or anything a caller said.
 
@@ -101,6 +102,7 @@ inbox_lag_seconds: Final = Histogram(
 loop_lag_seconds: Final = Histogram(
     "bridge_loop_lag_seconds", "Lateness of a timer of the media loop", buckets=_LAG_BUCKETS, registry=registry
 )
+loop_stalls: Final = _counter("loop_stalls", "Times an event loop stood still", "loop")
 
 # Memory, CPU, descriptors, garbage collections: python_* and process_*, as everywhere.
 ProcessCollector(registry=registry)

@@ -9,6 +9,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 from zlib import crc32
 
@@ -123,14 +124,15 @@ class Worker:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                tasks.create_task(self._pod.run())
-                tasks.create_task(self._offers.run())
-                tasks.create_task(self._feed_silence())
-                tasks.create_task(self.finisher.run())
-                tasks.create_task(Sweeper(self).run())
-                tasks.create_task(self._keep())
+                start = partial(self._pod.vital.start, tasks)
+                start(self._pod.run())
+                start(self._offers.run())
+                start(self._feed_silence())
+                start(self.finisher.run())
+                start(Sweeper(self).run())
+                start(self._keep())
                 if self.settings.agent_limit is not None:
-                    tasks.create_task(self._count_agents())
+                    start(self._count_agents())
         finally:
             await self.tracing.close()
 
@@ -171,6 +173,10 @@ class Worker:
     def on_drain(self, drain: Callable[[], None]) -> None:
         """Call this when somebody asks the pod to drain (`bridgectl drain`)."""
         self._pod.on_drain = drain
+
+    def not_healthy(self) -> str | None:
+        """Why this pod is to be replaced; None = it works."""
+        return self._pod.vital.reason
 
     def not_ready(self) -> str | None:
         """Why this pod takes no calls; None = it does."""
