@@ -35,17 +35,16 @@ Name = Literal["media", "application"]
 @dataclass(eq=False, slots=True)
 class _Watched:
     loop: asyncio.AbstractEventLoop
+    thread: int
     name: Name
     stall_seconds: float
     stuck_seconds: float
-    thread: int = 0
     answered: bool = True
     silent: float = 0.0
     told: bool = False
 
     def answer(self) -> None:
         """In the loop."""
-        self.thread = threading.get_ident()
         self.answered = True
 
 
@@ -68,17 +67,24 @@ class LoopWatchdog:
             self._thread.join()
 
     def watch(
-        self, loop: asyncio.AbstractEventLoop, name: Name, *, stall_seconds: float, stuck_seconds: float = 0.0
+        self,
+        loop: asyncio.AbstractEventLoop,
+        thread: int,
+        name: Name,
+        *,
+        stall_seconds: float,
+        stuck_seconds: float = 0.0,
     ) -> None:
         """Watch this loop, once however often it is asked, until it is closed; from any thread.
 
         Args:
+            thread: the identity of the thread that runs it.
             stall_seconds: a silence that is logged and counted.
             stuck_seconds: a silence for which `reason` gives the process up; 0: none.
         """
         with self._changing:
             if all(watched.loop is not loop for watched in self._watched):
-                self._watched = [*self._watched, _Watched(loop, name, stall_seconds, stuck_seconds)]
+                self._watched = [*self._watched, _Watched(loop, thread, name, stall_seconds, stuck_seconds)]
 
     @property
     def reason(self) -> str | None:

@@ -59,7 +59,7 @@ CANCELLED_SECONDS = 10.0
 LOOK_SECONDS = 1.0
 """How often the application's loop wakes up, so that no signal goes unnoticed (see `Signals`)."""
 
-MEDIA_STALL_SECONDS, APP_STALL_SECONDS = 1.0, 5.0
+MEDIA_STALL_SECONDS, APP_STALL_SECONDS = 1.0, 3.0
 """A loop that has not run for so long is logged. Handlers may block theirs, for a while."""
 
 REACH_AGAIN_SECONDS = 0.5
@@ -257,8 +257,13 @@ class Process:
         Raises:
             ConfigError, RedisUnavailable: it cannot start; everything is put back.
         """
-        loop, stuck_seconds = asyncio.get_running_loop(), self.settings.app_stuck_seconds
-        self._watchdog.watch(loop, "application", stall_seconds=APP_STALL_SECONDS, stuck_seconds=stuck_seconds)
+        self._watchdog.watch(
+            asyncio.get_running_loop(),
+            threading.get_ident(),
+            "application",
+            stall_seconds=APP_STALL_SECONDS,
+            stuck_seconds=self.settings.app_stuck_seconds,
+        )
         if self._starting is not None:
             return await asyncio.wrap_future(self._starting)
         self._starting = concurrent.futures.Future()
@@ -281,7 +286,7 @@ class Process:
         dies with the thread that started it."""
         if not self.media.loop.is_running():
             self.media.start()
-            self._watchdog.watch(self.media.loop, "media", stall_seconds=MEDIA_STALL_SECONDS)
+            self._watchdog.watch(self.media.loop, self.media.ident, "media", stall_seconds=MEDIA_STALL_SECONDS)
             self._watchdog.start()
         if not self.redis_url:
             if self.settings.role is not None:
