@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import subprocess
 import sys
@@ -155,7 +156,7 @@ def test_a_pod_gives_up_a_redis_that_does_not_come(folder: Path) -> None:
     variables = {"REDIS_URL": NOWHERE, "BRIDGE_REDIS_WAIT_SECONDS": "1", "BRIDGE_LOG_LEVEL": "ERROR"}
     sentence = complaint(folder, *BRIDGECTL, "worker", "app.py", **variables)
     assert sentence.startswith("REDIS_URL: no Redis answered within 2")
-    assert sentence.endswith("; waited 2 s for it. Start that Redis, or name one that runs")
+    assert re.search(r"; waited \d s for it\. Start that Redis, or name one that runs$", sentence)
 
 
 def test_a_pod_does_not_wait_for_a_redis_that_refuses_its_password(folder: Path, redis_server: RedisServer) -> None:

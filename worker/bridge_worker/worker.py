@@ -26,6 +26,7 @@ from bridge_shared.redis.fleet import Offer, Offers, PodInfo
 from bridge_shared.types.audiocodes import BridgeConfig
 from bridge_worker import remote
 from bridge_worker.agent import Agent
+from bridge_worker.backlog import watch_backlog
 from bridge_worker.conversation import NOTHING, Conversation, Past, Why
 from bridge_worker.finisher import Finisher
 from bridge_worker.handlers import Handlers
@@ -131,6 +132,7 @@ class Worker:
                 start(self.finisher.run())
                 start(Sweeper(self).run())
                 start(self._keep())
+                start(watch_backlog(self.calls))
                 if self.settings.agent_limit is not None:
                     start(self._count_agents())
         finally:
