@@ -264,6 +264,14 @@ class Pod(Program):
         values = [float(line.rsplit(" ", 1)[1]) for line in body.splitlines() if re.match(rf"{name}[ {{]", line)]
         return sum(values) if values else math.nan
 
+    async def until_metric(self, name: str, value: float, seconds: float = 15.0) -> None:
+        """Wait until a metric has at least this value."""
+
+        async def reached() -> bool:
+            return await self.metric(name) >= value
+
+        await self.until(reached, seconds, f"{name} {value:g}")
+
 
 class Pods:
     """The pods of one fleet.
