@@ -215,6 +215,17 @@ class Pod(Program):
         Raises:
             TimeoutError, AssertionError: it does not, or has ended; the message has the end of its log.
         """
+        await self.administrable(seconds)
+
+        async def ready() -> bool:
+            assert self.running, self.tail()
+            status, _ = await asyncio.to_thread(self.get, "/readyz")
+            return status == http.HTTPStatus.OK
+
+        await self.until(ready, seconds, "being ready")
+
+    async def administrable(self, seconds: float = 30.0) -> None:
+        """Wait until its admin port answers; errors as in `ready`."""
         self.admin_port = 0
 
         def admin() -> bool:
@@ -224,12 +235,17 @@ class Pod(Program):
         await self.until(admin, seconds, "its admin port")
         self.admin_port = int(self.logged("admin port open")[-1]["port"])
 
-        async def ready() -> bool:
-            assert self.running, self.tail()
-            status, _ = await asyncio.to_thread(self.get, "/readyz")
-            return status == http.HTTPStatus.OK
+    async def until_answers(self, path: str, status: int, text: str = "", seconds: float = 30.0) -> str:
+        """Wait until its admin port answers so, with this in the body; the body."""
+        got: tuple[int, str] = (0, "")
 
-        await self.until(ready, seconds, "being ready")
+        async def answers() -> bool:
+            nonlocal got
+            got = await asyncio.to_thread(self.get, path)
+            return got[0] == status and text in got[1]
+
+        await self.until(answers, seconds, f"{path} {status} {text}")
+        return got[1]
 
     def get(self, path: str) -> tuple[int, str]:
         """Ask its admin port: status and body; status 0 if nobody answers within 2 s. Blocks."""
@@ -247,6 +263,14 @@ class Pod(Program):
         _, body = await asyncio.to_thread(self.get, "/metrics")
         values = [float(line.rsplit(" ", 1)[1]) for line in body.splitlines() if re.match(rf"{name}[ {{]", line)]
         return sum(values) if values else math.nan
+
+    async def until_metric(self, name: str, value: float, seconds: float = 15.0) -> None:
+        """Wait until a metric has at least this value."""
+
+        async def reached() -> bool:
+            return await self.metric(name) >= value
+
+        await self.until(reached, seconds, f"{name} {value:g}")
 
 
 class Pods:

@@ -103,10 +103,11 @@ class Edge:
         self.opened.set()
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._pod.run())
-                tasks.create_task(self._read_loads())
+                start = partial(self._pod.vital.start, tasks)
+                start(self._pod.run())
+                start(self._read_loads())
                 if self._issuer is not None:
-                    tasks.create_task(self._issuer.run())
+                    start(self._issuer.run())
         finally:
             for port in self._ports.values():
                 if port.listener is not None:
@@ -158,6 +159,10 @@ class Edge:
     def on_drain(self, drain: Callable[[], None]) -> None:
         """Call this when somebody asks the pod to drain (`bridgectl drain`)."""
         self._pod.on_drain = drain
+
+    def not_healthy(self) -> str | None:
+        """Why this pod is to be replaced; None = it works."""
+        return self._pod.vital.reason
 
     def not_ready(self) -> str | None:
         """Why this pod should get no new calls; None = it should."""

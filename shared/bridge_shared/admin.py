@@ -36,7 +36,7 @@ class Admin:
         healthy: None if this pod works, else the reason; it will be restarted for that.
 
     Attributes:
-        app: the FastAPI application, to which further routes may be added before `run`.
+        app: the FastAPI application, to which further routes may be added before `run`; see also `beside`.
     """
 
     def __init__(
@@ -50,6 +50,13 @@ class Admin:
         self.app.add_api_route("/healthz", self._healthz)
         self.app.add_api_route("/readyz", self._readyz)
         self.app.add_api_route("/metrics", self._metrics)
+
+    def beside(self) -> FastAPI:
+        """One more application on this port, behind our own routes; also while the server runs (error handlers of
+        an application that has answered a request would be ignored)."""
+        further = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+        self.app.mount("", further)
+        return further
 
     def bind(self) -> int:
         """Take the port, so that a busy one is known before the pod does anything else. Returns the port.

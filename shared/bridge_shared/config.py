@@ -164,6 +164,13 @@ class Settings(BaseSettings):
     media_redis_url: RedisUrl | None = _setting(
         None, "a Redis of their own for the inboxes; unset: REDIS_URL", repr=False
     )
+    redis_wait_seconds: float = _setting(
+        60.0,
+        "how long a pod that starts waits for a Redis that does not answer; then it exits with 2",
+        "seconds",
+        low=0,
+        high=3600,
+    )
     fleet: FleetName = _setting("fleet", "separates fleets that share one Redis")
     transcript_ttl: int = _setting(
         2_592_000, "how long transcripts and summaries stay", "seconds", low=60, high=315_360_000
@@ -266,6 +273,14 @@ class Settings(BaseSettings):
         "Sorry, could you say that again?", "what the agent says when a caller's words were lost with a worker"
     )
     failover_target: Plain | None = _setting(None, "where a call is transferred that cannot go on; unset: it is ended")
+
+    app_stuck_seconds: float = _setting(
+        120.0,
+        "a pod whose APP has blocked its own event loop for so long is unhealthy, and drained by its restart; 0: never",
+        "seconds",
+        low=0,
+        high=86_400,
+    )
 
     # A call
     play_lead_ms: int = _setting(300, "how far playing may run ahead of real time", "milliseconds", low=20, high=5000)

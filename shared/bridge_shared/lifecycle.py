@@ -62,6 +62,11 @@ class MediaThread:
         self._started.wait()
         return self
 
+    @property
+    def ident(self) -> int:
+        """The thread's identity (`threading.get_ident`), once it has been started."""
+        return self._thread.ident or 0
+
     def submit(self, coro: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Run `coro` as a task of the loop; from any thread. Await the result with `asyncio.wrap_future`.
 

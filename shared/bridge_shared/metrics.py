@@ -9,7 +9,9 @@
 | `turn_seconds` (until) | `bridge_turn_seconds` | what the agent understood, to its answer's `text`, `audio`, `heard` |
 | `playout_seconds` | `bridge_playout_seconds` | from a turn's first audio at the edge to its first chunk for VAIC |
 | `takeovers` | `bridge_takeovers_total` | calls of a dead pod that this one adopted |
+| `takeover_seconds` (why) | `bridge_takeover_seconds` | claim to listening agent: `worker_lost` or `handover` |
 | `handovers` (result) | `bridge_handovers_total` | calls given away: `taken` |
+| `handover_seconds` | `bridge_handover_seconds` | from the wish to give a call away to another worker's having it |
 | `resumes` | `bridge_resumes_total` | callers who came back with `session.resume` |
 | `frames_skipped` | `bridge_frames_skipped_total` | frames of another version or of an unknown kind |
 | `frames_fenced` | `bridge_frames_fenced_total` | frames of an older epoch, dropped |
@@ -24,9 +26,12 @@
 | `agent_reconnects` | `bridge_agent_reconnects_total` | agent connections replaced in mid-call |
 | `bad_input` (code) | `bridge_bad_input_total` | messages skipped because they broke the protocol |
 | `finishes` (result) | `bridge_finishes_total` | finish jobs run: `done`, `failed` (tried again later) |
+| `unfinished_calls` (state) | `bridge_unfinished_calls` | calls whose finish is `owed` or `given_up`, in the fleet |
 | `redis_errors` (kind) | `bridge_redis_errors_total` | `unavailable` or `refused` answers of Redis |
+| `redis_round_trip_seconds` | `bridge_redis_round_trip_seconds` | Redis's answer to a heartbeat, four a second |
 | `inbox_lag_seconds` | `bridge_inbox_lag_seconds` | age of the frames read from this pod's inbox |
 | `loop_lag_seconds` | `bridge_loop_lag_seconds` | by how much a timer of the media loop came late |
+| `loop_stalls` (loop) | `bridge_loop_stalls_total` | stalls of the `media` loop, the `application`'s, or `all` |
 
 Labels are words of ours or Deepgram's error codes, never an id, a number or anything a caller said.
 
@@ -56,6 +61,8 @@ CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 _LAG_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 # A set-up is the agent's handshake, 0.2-0.5 s as a rule; 8 s is where BRIDGE_ACCEPT_TIMEOUT gives up by default.
 _SETUP_BUCKETS: Final = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 15.0)
+# A drain waits 20 s for a pause in the conversation and lasts 30 s by default.
+_DRAIN_BUCKETS: Final = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 60.0, 120.0)
 
 
 def _counter(name: str, text: str, *labels: str) -> Counter:
@@ -79,7 +86,20 @@ playout_seconds: Final = Histogram(
     "bridge_playout_seconds", "First audio of a turn to its first chunk", buckets=_LAG_BUCKETS, registry=registry
 )
 takeovers: Final = _counter("takeovers", "Calls adopted from a dead pod")
+takeover_seconds: Final = Histogram(
+    "bridge_takeover_seconds",
+    "Claim of a call that another worker had to an agent that listens",
+    ["why"],
+    buckets=_SETUP_BUCKETS,
+    registry=registry,
+)
 handovers: Final = _counter("handovers", "Calls given to another worker", "result")
+handover_seconds: Final = Histogram(
+    "bridge_handover_seconds",
+    "The wish to give a call away to another worker's having it",
+    buckets=_DRAIN_BUCKETS,
+    registry=registry,
+)
 resumes: Final = _counter("resumes", "Callers who came back with session.resume")
 frames_skipped: Final = _counter("frames_skipped", "Frames of another version or of an unknown kind")
 frames_fenced: Final = _counter("frames_fenced", "Frames of an older epoch, dropped")
@@ -94,13 +114,22 @@ agent_errors: Final = _counter("agent_errors", "Deepgram refusals and broken age
 agent_reconnects: Final = _counter("agent_reconnects", "Agent connections replaced in mid-call")
 bad_input: Final = _counter("bad_input", "Messages skipped because they broke the protocol", "code")
 finishes: Final = _counter("finishes", "Finish jobs run", "result")
+unfinished_calls: Final = Gauge(
+    "bridge_unfinished_calls", "Calls of the fleet whose finish is owed or given up", ["state"], registry=registry
+)
 redis_errors: Final = _counter("redis_errors", "Answers of Redis that were errors", "kind")
+redis_round_trip_seconds: Final = Histogram(
+    "bridge_redis_round_trip_seconds", "Redis's answer to a heartbeat", buckets=_LAG_BUCKETS, registry=registry
+)
 inbox_lag_seconds: Final = Histogram(
     "bridge_inbox_lag_seconds", "Age of the frames read from the inbox", buckets=_LAG_BUCKETS, registry=registry
 )
 loop_lag_seconds: Final = Histogram(
     "bridge_loop_lag_seconds", "Lateness of a timer of the media loop", buckets=_LAG_BUCKETS, registry=registry
 )
+loop_stalls: Final = _counter("loop_stalls", "Times an event loop stood still", "loop")
+for _loop in ("media", "application", "all"):  # from 0 on, or Prometheus would not see the first one
+    loop_stalls.labels(loop=_loop)
 
 # Memory, CPU, descriptors, garbage collections: python_* and process_*, as everywhere.
 ProcessCollector(registry=registry)

@@ -23,6 +23,7 @@ from bridge_shared.redis.connection import Server
 from bridge_shared.redis.fleet import Fleet
 from bridge_shared.redis.inboxes import Inbox, Outbox
 from bridge_shared.tracing import Tracing
+from bridge_shared.vital import Vital
 
 log = logs.get("pod")
 
@@ -57,6 +58,7 @@ class Pod:
 
     Attributes:
         tracing: records what its calls do; whoever runs the pod closes it, after the last of them.
+        vital: the tasks that this pod cannot do without; whoever runs the pod adds its own.
         on_drain: called when somebody asks this pod to drain, as SIGTERM would.
     """
 
@@ -80,6 +82,7 @@ class Pod:
         self.fleet = Fleet(state, settings.fleet, self.id, role)
         self.inbox = Inbox(media, self.id, self._deliver, lost=self._inbox_lost)
         self.outbox = Outbox(media, self.id, self._unreachable, linger=settings.linger_ms / 1000)
+        self.vital = Vital()
         self._info = info
         self._on_beat = on_beat
         self._on_command = on_command
@@ -121,9 +124,9 @@ class Pod:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                tasks.create_task(self.inbox.run())
-                tasks.create_task(self.outbox.run())
-                tasks.create_task(self.fleet.run(lambda: dict(self._info()), on_beat=self._on_beat))
+                self.vital.start(tasks, self.inbox.run())
+                self.vital.start(tasks, self.outbox.run())
+                self.vital.start(tasks, self.fleet.run(lambda: dict(self._info()), on_beat=self._on_beat))
         finally:
             # within a second, or the others find out by themselves
             with contextlib.suppress(TimeoutError, BridgeError):

@@ -53,9 +53,20 @@ def test_every_file_that_is_mounted_exists_and_every_volume_is_declared() -> Non
 @pytest.mark.parametrize("role", ["edge", "worker"])
 def test_pods_start_with_settings_that_the_code_knows_and_takes(role: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable, value in SERVICES[role]["environment"].items():
-        monkeypatch.setenv(variable, _filled(value))
+        if value is not None:  # taken from whoever starts compose
+            monkeypatch.setenv(variable, _filled(value))
     settings = config.load()
     assert settings.origin("redis_url") == "environment"
+
+
+@pytest.mark.parametrize("role", ["edge", "worker"])
+def test_pods_get_the_variables_that_send_traces_somewhere_if_they_are_set(role: str) -> None:
+    handed_on = {name for name, value in SERVICES[role]["environment"].items() if value is None}
+    page = (FOLDER / "README.md").read_text().partition("## Traces")[2].partition("\n## ")[0]
+    told = set(re.findall(r"\bOTEL_[A-Z_]+[A-Z]\b", page)) - {"OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_BSP"}
+    assert len(told) >= 5
+    assert told <= handed_on
+    assert all(name.startswith("OTEL_") for name in handed_on)
 
 
 @pytest.mark.parametrize("role", ["edge", "worker"])

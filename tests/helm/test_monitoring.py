@@ -104,6 +104,19 @@ def test_every_alert_is_explained_in_the_runbook_and_nothing_else_is() -> None:
     assert set(re.findall(r"^#### (Bridge\w+)", runbook, re.MULTILINE)) == {rule["alert"] for rule in ALERTS}
 
 
+def test_every_metric_that_pods_serve_is_in_the_table_of_the_operations_page_with_its_labels() -> None:
+    page = (ROOT / "deploy" / "README.md").read_text()
+    rows = re.findall(r"^\| `(bridge_\w+)` \| (\w+) \| (?:`(\w+)`)? ?\|", page, re.MULTILINE)
+    served = set()
+    for collector in set(metrics.registry._collector_to_names):
+        for family in collector.collect():
+            if family.name.startswith("bridge_"):
+                name = family.name + ("_total" if family.type == "counter" else "")
+                served.add((name, family.type, ",".join(getattr(collector, "_labelnames", ()))))
+    assert set(rows) == served
+    assert len(rows) == len(served)
+
+
 def test_the_chart_hands_on_dashboard_and_alerts_as_they_are() -> None:
     objects = template(SIMULATED.with_name("monitoring.yaml"))
     rules = named(objects, "PrometheusRule", "bridge")["spec"]["groups"]

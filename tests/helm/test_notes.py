@@ -39,6 +39,14 @@ def test_they_say_how_to_read_the_token_and_do_not_show_it(values: str, secret: 
     assert f"kubectl -n calls get secret {secret} -o jsonpath='{{.data.ac-token}}'" in notes(values)
 
 
+def test_they_name_the_issuer_of_tokens_and_offer_no_test_call_without_a_token_of_ours() -> None:
+    told = notes("oidc")
+    assert "OAuth 2.0 tokens of https://login.example.com/tenant/v2.0 for api://bridge" in told
+    assert "ac-token" not in told
+    assert "helm -n calls test" not in told
+    assert "helm -n calls test" in notes("oidc", "access.tokens={one}")
+
+
 def test_they_shout_when_everybody_can_call_or_the_agent_only_pretends() -> None:
     assert "EVERYBODY WHO REACHES THE PORT CAN PLACE CALLS" in notes("old-cluster")
     assert "A SIMULATED AGENT ANSWERS THE CALLS" in notes("simulated")

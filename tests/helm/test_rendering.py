@@ -139,10 +139,35 @@ def test_edges_and_workers_get_the_variables_that_send_traces_somewhere() -> Non
         }
 
 
+def test_with_an_issuer_edges_check_its_tokens_and_no_token_of_ours_is_made_up() -> None:
+    objects = template(file("oidc"))
+    edge, worker = (environment(pods(objects)[f"bridge-{role}"], {}) for role in ("edge", "worker"))
+    assert edge["BRIDGE_OIDC_ISSUER"] == "https://login.example.com/tenant/v2.0"
+    assert edge["BRIDGE_OIDC_AUDIENCE"] == "api://bridge"
+    assert "AC_TOKEN" not in edge
+    assert not [name for name in worker if name in ("BRIDGE_OIDC_ISSUER", "BRIDGE_OIDC_AUDIENCE", "AC_TOKEN")]
+    assert "bridge-access" not in [o["metadata"]["name"] for o in objects]
+    assert "bridge-test" not in pods(objects)  # its caller would have no token
+
+
+def test_tokens_of_ours_and_of_an_issuer_open_the_door_side_by_side() -> None:
+    objects = template(file("oidc"), "access.tokens={one}", "access.adminToken=two")
+    edge = environment(pods(objects)["bridge-edge"], secret_values(objects))
+    assert (edge["AC_TOKEN"], edge["BRIDGE_ADMIN_TOKEN"]) == ("one", "two")
+    assert edge["BRIDGE_OIDC_ISSUER"]
+    assert "bridge-test" in pods(objects)
+    kept = template(file("oidc"), "access.existingSecret=their-tokens")
+    [token] = [e for e in container(pods(kept)["bridge-edge"])["env"] if e["name"] == "AC_TOKEN"]
+    assert token["valueFrom"]["secretKeyRef"] == {"name": "their-tokens", "key": "ac-token", "optional": True}
+    only_admin = template(file("oidc"), "access.adminToken=two")
+    assert secret_values(only_admin)["bridge-access", "admin-token"] == "two"
+    assert ("bridge-access", "ac-token") not in secret_values(only_admin)
+
+
 @EVERY
 def test_pods_start_with_settings_that_the_code_knows_and_takes(values: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     objects = template(values)
-    for name in ("bridge-edge", "bridge-worker", "bridge-test"):
+    for name in sorted({"bridge-edge", "bridge-worker", "bridge-test"} & set(pods(objects))):
         variables = environment(pods(objects)[name], secret_values(objects))
         for known in [n for n in os.environ if n.startswith(("BRIDGE_", "REDIS_", "AC_TOKEN", "DEEPGRAM_"))]:
             monkeypatch.delenv(known)

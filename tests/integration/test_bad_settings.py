@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import subprocess
 import sys
@@ -143,12 +144,28 @@ def test_an_application_that_stops_itself_is_told_apart_from_a_drain(folder: Pat
     assert complaint(folder, *BRIDGECTL, "worker", "strict.py", REDIS_URL=NOWHERE) == sentence
 
 
-async def test_a_redis_that_does_not_answer_at_the_start_is_a_wrong_setting(folder: Path) -> None:
-    ways = [(*BRIDGECTL, "worker", "app.py"), (*BRIDGECTL, "up", "group.py"), ("group.py",)]
+async def test_a_redis_that_does_not_answer_a_whole_cluster_in_one_process_is_a_wrong_setting(folder: Path) -> None:
+    ways = [(*BRIDGECTL, "up", "group.py"), ("group.py",)]
     told = (asyncio.to_thread(complaint, folder, *way, REDIS_URL=NOWHERE, DEEPGRAM_API_KEY="x") for way in ways)
     for sentence in await asyncio.gather(*told):
         assert sentence.startswith("REDIS_URL: no Redis answered within 2")
         assert sentence.endswith(". Start that Redis, or name one that runs")
+
+
+def test_a_pod_gives_up_a_redis_that_does_not_come(folder: Path) -> None:
+    variables = {"REDIS_URL": NOWHERE, "BRIDGE_REDIS_WAIT_SECONDS": "1", "BRIDGE_LOG_LEVEL": "ERROR"}
+    sentence = complaint(folder, *BRIDGECTL, "worker", "app.py", **variables)
+    assert sentence.startswith("REDIS_URL: no Redis answered within 2")
+    assert re.search(r"; waited \d s for it\. Start that Redis, or name one that runs$", sentence)
+
+
+def test_a_pod_does_not_wait_for_a_redis_that_refuses_its_password(folder: Path, redis_server: RedisServer) -> None:
+    redis_server.command("CONFIG", "SET", "requirepass", "secret")
+    wrong = redis_server.url.replace("://", "://:guess@")
+    for url in (redis_server.url, wrong):
+        assert complaint(folder, *BRIDGECTL, "worker", "app.py", REDIS_URL=url) == (
+            "REDIS_URL: Redis refused the user name or password. Put the right ones into the URL"
+        )
 
 
 def test_a_redis_that_would_evict_live_calls_is_refused(folder: Path, redis_server: RedisServer) -> None:

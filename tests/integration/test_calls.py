@@ -469,9 +469,11 @@ async def test_a_finish_is_postponed_given_up_listed_and_opened_again(calls):
     await calls.postpone("c1", 3600)
     assert await calls.due() == []
     assert 3500 < (await calls.unfinished())["c1"] < 3700
+    assert await calls.count_unfinished() == (1, 0)
     await calls.give_up("c1")
     assert (await calls.read("c1")).finish == "given_up"
     assert await calls.unfinished() == {"c1": float("inf")}
+    assert await calls.count_unfinished() == (0, 1)
     assert await calls.claim_finish("c1", worker="w2", seen_finisher="") is None
     assert await calls.reopen("c1")
     assert await calls.due() == ["c1"]

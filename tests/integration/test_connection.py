@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from bridge_shared import metrics
 from bridge_shared.errors import ConfigError, RedisRefused, RedisUnavailable
 from bridge_shared.redis import connection
 from bridge_shared.redis.cluster import Cluster
@@ -449,3 +450,16 @@ def make_certificate(folder):
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return str(folder / "cert.pem"), str(folder / "key.pem")
+
+
+async def test_a_script_that_the_server_does_not_hold_yet_is_no_error_of_redis(server):
+    def refused() -> float:
+        return metrics.registry.get_sample_value("bridge_redis_errors_total", {"kind": "refused"}) or 0.0
+
+    before = refused()
+    await server.execute("SCRIPT", "FLUSH")
+    assert await server.script(Script("return 'ran'"), ["k"]) == b"ran"
+    assert refused() == before
+    with pytest.raises(RedisRefused):
+        await server.execute("NONSENSE")
+    assert refused() == before + 1

@@ -199,6 +199,12 @@ async def test_the_whole_cluster_ends_when_a_pod_cannot_run(tmp_path: Path) -> N
             assert "edge 1 ended with exit code 2: stopping the others" in program.stdout
 
 
+async def test_pods_as_processes_do_not_wait_for_a_redis_that_somebody_may_have_mistyped(tmp_path: Path) -> None:
+    with up(tmp_path, "--workers", "1", "--port", str(free_port()), REDIS_URL="redis://127.0.0.1:1") as program:
+        assert await program.ended() == 2  # within half of the time that a pod would wait
+        assert "REDIS_URL: no Redis answered within 2" in program.stderr + program.stdout
+
+
 def test_what_the_application_prints_is_cut_and_dim_only_during_the_demonstration(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

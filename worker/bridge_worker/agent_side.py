@@ -181,7 +181,9 @@ class AgentSide:
         self._c.active_at = self._loop.time() - _seconds_since(self._c.record.active_at)
         self._c.events.taken_over(self._c.why)
         await self._c.within(REPLAY_SECONDS, lambda: self._c.caller.replay is not None or self._c.over)
-        return await self._replace_agent(None, replay=self._c.caller.replay)
+        agent = await self._replace_agent(None, replay=self._c.caller.replay)
+        metrics.takeover_seconds.labels(why=self._c.why).observe(self._loop.time() - self._c.claimed_at)
+        return agent
 
     async def _replace_agent(
         self, failure: AgentFailed | None, failures: int = 0, replay: int | str | None = None

@@ -122,6 +122,7 @@ class Conversation:
         self.redacted = Redaction(worker.settings.redact, hosted.config.redact)
         self.functions = FunctionCalls(self, past.called)
         self.why: Why = why
+        self.claimed_at = self.loop.time()
         self.caller_spoke_at = -math.inf
         """When the caller began to speak, as long as it is not known what was said."""
         self.closed = asyncio.Event()
@@ -330,6 +331,11 @@ class Conversation:
             self._over.set_result(None)
             self.span.set(end_reason="fenced")
             self.session._control = Elsewhere(self.worker, self.cid)
+
+    @property
+    def elsewhere(self) -> bool:
+        """It is over here because another worker has it."""
+        return self._over.done() and self._over.result() is None
 
     async def played_out(self, seconds: float) -> None:
         """Wait, at most this long and a little more, until the caller has heard all that is to be said."""

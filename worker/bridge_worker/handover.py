@@ -99,7 +99,7 @@ class Giving:
     async def run(self, quiet_until: float) -> None:
         """Give the call away: at a quiet moment until `quiet_until` (the loop's clock), then at any. Returns when
         it is elsewhere or over. Cancelling it stops the trying; the call stays."""
-        c = self._c
+        c, begun = self._c, self._worker.loop.time()
         while not c.over:
             try:
                 if self._worker.loop.time() < quiet_until:
@@ -117,6 +117,8 @@ class Giving:
                 log.exception("a call could not be given away", cid=c.cid)
             # a taker that Deepgram refuses says so at once, and must not be asked again at once
             await c.within(AGAIN_SECONDS, lambda: c.over)
+        if c.elsewhere:
+            metrics.handover_seconds.observe(self._worker.loop.time() - begun)
 
     async def _find(self) -> Word | None:
         """Another worker with an agent connection for this call."""

@@ -9,6 +9,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 from zlib import crc32
 
@@ -25,6 +26,7 @@ from bridge_shared.redis.fleet import Offer, Offers, PodInfo
 from bridge_shared.types.audiocodes import BridgeConfig
 from bridge_worker import remote
 from bridge_worker.agent import Agent
+from bridge_worker.backlog import watch_backlog
 from bridge_worker.conversation import NOTHING, Conversation, Past, Why
 from bridge_worker.finisher import Finisher
 from bridge_worker.handlers import Handlers
@@ -123,14 +125,16 @@ class Worker:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                tasks.create_task(self._pod.run())
-                tasks.create_task(self._offers.run())
-                tasks.create_task(self._tick())
-                tasks.create_task(self.finisher.run())
-                tasks.create_task(Sweeper(self).run())
-                tasks.create_task(self._keep())
+                start = partial(self._pod.vital.start, tasks)
+                start(self._pod.run())
+                start(self._offers.run())
+                start(self._tick())
+                start(self.finisher.run())
+                start(Sweeper(self).run())
+                start(self._keep())
+                start(watch_backlog(self.calls))
                 if self.settings.agent_limit is not None:
-                    tasks.create_task(self._count_agents())
+                    start(self._count_agents())
         finally:
             await self.tracing.close()
 
@@ -171,6 +175,10 @@ class Worker:
     def on_drain(self, drain: Callable[[], None]) -> None:
         """Call this when somebody asks the pod to drain (`bridgectl drain`)."""
         self._pod.on_drain = drain
+
+    def not_healthy(self) -> str | None:
+        """Why this pod is to be replaced; None = it works."""
+        return self._pod.vital.reason
 
     def not_ready(self) -> str | None:
         """Why this pod takes no calls; None = it does."""

@@ -198,6 +198,8 @@ def _processes(app: Path, workers: int, edges: int, simulated: bool, settings: S
     try:
         process.prepare()
         environment = {"REDIS_URL": process.redis_url}
+        if settings.origin("redis_wait_seconds") == "default":
+            environment["BRIDGE_REDIS_WAIT_SECONDS"] = "0"  # somebody sits before it, and may have mistyped the URL
         if simulated:
             stage.banner(say)
             environment["DEEPGRAM_URL"] = process.media.submit(process.simulate()).result()

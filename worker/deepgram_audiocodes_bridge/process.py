@@ -32,6 +32,7 @@ from bridge_shared.admin import Admin
 from bridge_shared.config import Settings
 from bridge_shared.errors import ConfigError, RedisUnavailable
 from bridge_shared.lifecycle import MediaThread, Signals
+from bridge_shared.loop_watchdog import LoopWatchdog
 from bridge_shared.redis.calls import Calls
 from bridge_shared.redis.commands import Commands
 from bridge_shared.redis.connection import Server, connect
@@ -57,6 +58,12 @@ CANCELLED_SECONDS = 10.0
 
 LOOK_SECONDS = 1.0
 """How often the application's loop wakes up, so that no signal goes unnoticed (see `Signals`)."""
+
+MEDIA_STALL_SECONDS, APP_STALL_SECONDS = 1.0, 3.0
+"""A loop that has not run for so long is logged. Handlers may block theirs, for a while."""
+
+REACH_AGAIN_SECONDS = 0.5
+"""Between two tries to reach a Redis at the start, which take 2.5 s each."""
 
 STUCK_SECONDS = 5.0
 """An application that has not noticed the end of the drain by then blocks its loop; the process ends without it."""
@@ -158,6 +165,10 @@ class Process:
         self.draining = asyncio.Event()
         """In the media thread: no more calls are taken."""
         self._main: asyncio.Task[None] | None = None
+        self._admin: asyncio.Task[None] | None = None
+        self._watchdog = LoopWatchdog()
+        self._waiting = ""
+        """What the start waits for, for a person."""
         self._draining: asyncio.Task[None] | None = None
         self._signals = Signals(self._on_signal)
         self._beside: set[asyncio.Task[None]] = set()
@@ -246,6 +257,13 @@ class Process:
         Raises:
             ConfigError, RedisUnavailable: it cannot start; everything is put back.
         """
+        self._watchdog.watch(
+            asyncio.get_running_loop(),
+            threading.get_ident(),
+            "application",
+            stall_seconds=APP_STALL_SECONDS,
+            stuck_seconds=self.settings.app_stuck_seconds,
+        )
         if self._starting is not None:
             return await asyncio.wrap_future(self._starting)
         self._starting = concurrent.futures.Future()
@@ -254,7 +272,7 @@ class Process:
                 # a plain `python app.py` that set up no logging should still say what goes on
                 logs.configure(self.settings.log_level, self.settings.log_format)
             self.prepare()
-            await self._cross(self._open())
+            await self._attend(asyncio.wrap_future(self.media.submit(self._open())))
             self._signals.install()
         except BaseException as error:
             self._starting.set_exception(error)
@@ -268,6 +286,8 @@ class Process:
         dies with the thread that started it."""
         if not self.media.loop.is_running():
             self.media.start()
+            self._watchdog.watch(self.media.loop, self.media.ident, "media", stall_seconds=MEDIA_STALL_SECONDS)
+            self._watchdog.start()
         if not self.redis_url:
             if self.settings.role is not None:
                 raise ConfigError("REDIS_URL", "is not set", "Set it to the Redis that all pods share")
@@ -285,16 +305,20 @@ class Process:
         self.over = True
         with contextlib.suppress(RuntimeError, TimeoutError):  # stopped already; or it will be cancelled now
             self.media.submit(self._end()).result(STOP_SECONDS)
+        self._watchdog.stop()
         self.media.stop(STOP_SECONDS)
         if self._redis is not None:
             self._redis.stop_sync()
             self._redis = None
 
     async def _until_drained(self) -> None:
-        drained = asyncio.wrap_future(self._drained)
-        while not drained.done():
-            await asyncio.wait([drained], timeout=LOOK_SECONDS)
-        drained.result()
+        await self._attend(asyncio.wrap_future(self._drained))
+
+    async def _attend(self, future: asyncio.Future[None]) -> None:
+        """Wait for what may take long, awake for signals."""
+        while not future.done():
+            await asyncio.wait([future], timeout=LOOK_SECONDS)
+        future.result()
 
     async def _cross(self, work: Coroutine[Any, Any, T]) -> T:
         return await asyncio.wrap_future(self.media.submit(work))
@@ -330,6 +354,10 @@ class Process:
     async def _open(self) -> None:
         settings = self.settings
         role = settings.role
+        admin = Admin(settings.admin_port, settings.host, ready=self._not_ready, healthy=self._not_healthy)
+        admin.bind()
+        self._admin = asyncio.create_task(admin.run(), name="admin")
+        self._admin.add_done_callback(self._ended)
         media = self.state = await self._reach(self.redis_url, f"bridge-{role or 'up'}", "REDIS_URL")
         if settings.media_redis_url is not None:
             media = await self._reach(settings.media_redis_url, "bridge-media", "BRIDGE_MEDIA_REDIS_URL")
@@ -339,51 +367,68 @@ class Process:
         if role != "edge":
             self.worker = Worker(self.state, media, settings)
             self.worker.on_drain(self.drain)
-        admin = Admin(settings.admin_port, settings.host, ready=self._not_ready, healthy=lambda: None)
         calls = Calls(self.state, settings.fleet, transcript_ttl=settings.transcript_ttl)
         token = settings.admin_token
         api.add(
-            admin.app,
+            admin.beside(),
             calls,
             Remote(calls, Commands(self.state, media)),
             Fleet(self.state, settings.fleet, "admin", "edge"),
             token.get_secret_value() if token is not None else None,
         )
-        admin.bind()
-        self._main = asyncio.create_task(self._run(admin), name="pods")
+        self._main = asyncio.create_task(self._run(), name="pods")
         self._main.add_done_callback(self._ended)
         for pod in (self.edge, self.worker):
             if pod is not None:
-                await pod.opened.wait()
+                opened = asyncio.create_task(pod.opened.wait())
+                await asyncio.wait([opened, self._main], return_when=asyncio.FIRST_COMPLETED)
+                opened.cancel()
+        if self._main.done():
+            self._main.result()
 
     async def _reach(self, url: str, name: str, setting: str) -> Server:
-        """Connect to a Redis; at the start one that does not answer is taken for a wrong setting."""
-        try:
-            server = await connect(url, name=name, setting=setting)
-        except RedisUnavailable as error:
-            problem = str(error).removeprefix(f"{setting}: ").rstrip(".")
-            raise ConfigError(setting, problem, "Start that Redis, or name one that runs") from error
-        self._servers.append(server)
-        return server
+        """Connect to a Redis. A pod waits for one that does not answer, since all are started together; where a
+        person waits for the process (both roles in it) that is taken for a wrong setting at once."""
+        seconds = self.settings.redis_wait_seconds if self.settings.role is not None else 0.0
+        begun = self.media.loop.time()
+        while True:
+            try:
+                server = await connect(url, name=name, setting=setting)
+            except RedisUnavailable as error:
+                waited = self.media.loop.time() - begun
+                problem = str(error).removeprefix(f"{setting}: ").rstrip(".")
+                if waited >= seconds:
+                    problem += f"; waited {waited:.0f} s for it" if seconds else ""
+                    raise ConfigError(setting, problem, "Start that Redis, or name one that runs") from error
+                if not self._waiting:
+                    log.warning("waiting for Redis", setting=setting, seconds=seconds, cause=problem)
+                self._waiting = f"waiting for Redis ({setting}: {problem})"
+                await asyncio.sleep(REACH_AGAIN_SECONDS)
+                continue
+            if self._waiting:
+                log.info("Redis answers", setting=setting)
+                self._waiting = ""
+            self._servers.append(server)
+            return server
 
-    async def _run(self, admin: Admin) -> None:
+    async def _run(self) -> None:
         try:
             async with asyncio.TaskGroup() as tasks:
                 for pod in (self.edge, self.worker):
                     if pod is not None:
                         tasks.create_task(pod.run())
-                tasks.create_task(admin.run())
         finally:
             if self.simulated is not None:
                 await self.simulated.stop()
             for server in self._servers:
                 await server.close()
 
-    def _ended(self, main: asyncio.Task[None]) -> None:
-        """The pods run no longer: after a drain, or because something failed that must not."""
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """The pods or the admin port run no longer: after a drain, or because something failed that must not."""
+        error = None if task.cancelled() else task.exception()
         if self._drained.done():
             return
-        if not main.cancelled() and (error := main.exception()) is not None:
+        if error is not None:
             self._drained.set_exception(error)
         else:
             self._drained.set_result(None)
@@ -461,14 +506,28 @@ class Process:
         os._exit(1)
 
     async def _end(self) -> None:
-        """End the pods and what runs beside them, in order: each closes what it has opened."""
-        tasks = [*self._beside, *([self._main] if self._main is not None else [])]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        """End the pods and what runs beside them, in order: each closes what it has opened. The admin port answers
+        until then."""
+        for tasks in ([*self._beside, self._main], [self._admin]):
+            ending = [task for task in tasks if task is not None]
+            for task in ending:
+                task.cancel()
+            if ending:
+                await asyncio.wait(ending)
+
+    def _not_healthy(self) -> str | None:
+        for pod in (self.edge, self.worker):
+            if pod is not None and (reason := pod.not_healthy()) is not None:
+                return reason
+        if self._main is not None and self._main.done() and not self.draining.is_set():
+            return "the pod has stopped, and the application goes on without it"
+        return self._watchdog.reason
 
     def _not_ready(self) -> str | None:
+        if self._main is None:
+            return self._waiting or "starting"
+        if self._main.done():
+            return "stopped"
         reasons = [pod.not_ready() for pod in (self.edge, self.worker) if pod is not None]
         return next((reason for reason in reasons if reason is not None), None)
 

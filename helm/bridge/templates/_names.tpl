@@ -32,6 +32,16 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{ .Values.access.existingSecret | default (printf "%s-access" (include "bridge.name" .)) }}
 {{- end }}
 
+{{/* "true" if nobody says who may place calls, so that a token is made up. */}}
+{{- define "bridge.access.made" -}}
+{{- with .Values.access }}{{ if not (or .tokens .existingSecret .oidc.issuer .open) }}true{{ end }}{{ end }}
+{{- end }}
+
+{{/* "true" if edges have an AC_TOKEN. */}}
+{{- define "bridge.access.token" -}}
+{{- if or .Values.access.tokens .Values.access.existingSecret (include "bridge.access.made" .) }}true{{ end }}
+{{- end }}
+
 {{- define "bridge.agent.secret" -}}
 {{ .Values.agent.existingSecret | default (printf "%s-agent" (include "bridge.name" .)) }}
 {{- end }}

@@ -70,9 +70,9 @@ securityContext:
 
 {{/* What callers must show; not for workers. */}}
 {{- define "bridge.env.access" -}}
-{{- if not (and .Values.access.open (not .Values.access.existingSecret) (not .Values.access.tokens)) }}
+{{- if include "bridge.access.token" . }}
 - name: AC_TOKEN
-  valueFrom: {secretKeyRef: {name: {{ include "bridge.access.secret" . }}, key: ac-token}}
+  valueFrom: {secretKeyRef: {name: {{ include "bridge.access.secret" . }}, key: ac-token, optional: {{ not (empty (and .Values.access.existingSecret .Values.access.oidc.issuer)) }}}}
 {{- end }}
 {{- end }}
 
@@ -88,6 +88,14 @@ securityContext:
   value: "8080"
 - name: BRIDGE_EDGE_CALLS
   value: {{ int $pod.calls | quote }}
+{{- with $root.Values.access.oidc }}
+{{- if .issuer }}
+- name: BRIDGE_OIDC_ISSUER
+  value: {{ .issuer | quote }}
+- name: BRIDGE_OIDC_AUDIENCE
+  value: {{ .audience | quote }}
+{{- end }}
+{{- end }}
 {{- with $root.Values.access.open }}
 - name: BRIDGE_OPEN_DOOR
   value: "true"

@@ -447,6 +447,12 @@ class Calls:
         now = time.time() * 1000
         return {_text(flat[i]): (float(flat[i + 1]) - now) / 1000 for i in range(0, len(flat), 2)}
 
+    async def count_unfinished(self) -> tuple[int, int]:
+        """How many calls are owed their finish, and for how many it was given up. Costs the same however many."""
+        owed = await self._server.execute("ZCOUNT", self._ended, "-inf", "(inf")
+        given_up = await self._server.execute("ZCOUNT", self._ended, "inf", "inf")
+        return int(owed), int(given_up)
+
     async def sweep(self) -> int:
         """Repair what a crash left between the two slots; once a minute by anybody.
 

@@ -22,7 +22,7 @@ from typing import Any, Final, Literal
 
 import orjson
 
-from bridge_shared import logs
+from bridge_shared import logs, metrics
 from bridge_shared.errors import RedisRefused, RedisUnavailable
 from bridge_shared.redis import scripts
 from bridge_shared.redis.connection import Server
@@ -193,8 +193,11 @@ class Fleet:
                 pack("HGETALL", self._beat),
                 pack("PUBSUB", "NUMSUB", *(f"alive:{pod}" for pod in asked)),
             ]
+            connected, asked_at = self._wire.connected, time.monotonic()
             try:
                 replies = await self._wire.calls(*commands)
+                if connected:
+                    metrics.redis_round_trip_seconds.observe(time.monotonic() - asked_at)
                 script_by_text = isinstance(replies[0], ScriptMissing)
                 for reply in replies:
                     if isinstance(reply, Exception) and not isinstance(reply, ScriptMissing):

@@ -191,7 +191,9 @@ def translate(error: BaseException) -> BridgeError:
 
 
 def count(error: BridgeError) -> None:
-    """Add `error` to the metric that an alert watches."""
+    """Add `error` to the metric that an alert watches. A script that is not there yet is sent: no error."""
+    if isinstance(error, ScriptMissing):
+        return
     metrics.redis_errors.labels(kind="unavailable" if isinstance(error, RedisUnavailable) else "refused").inc()
 
 
