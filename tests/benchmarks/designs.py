@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import subprocess
@@ -10,10 +11,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from bridge_shared.orphans import dies_with_parent
 from bridge_shared.redis.embedded import find_server
@@ -188,3 +189,13 @@ def _until_ready(process: Process, admin: int) -> None:
                 return
         time.sleep(0.05)
     raise RuntimeError(f"{process.name} was not ready within {START_SECONDS} s: {process.errors()}")
+
+
+DESIGNS: dict[str, Callable[[str], Any]] = {
+    "product": product,
+    "product, chunks of 20 ms": functools.partial(product, variables={"BRIDGE_PLAY_CHUNK_MS": "20"}),
+    "plain, asyncio": functools.partial(peer, "plain.py"),
+    "plain, uvloop": functools.partial(peer, "plain.py", options=("--uvloop",)),
+    "relay": functools.partial(peer, "relay.py"),
+}
+"""Name → what starts it with an agent's address. `relay` is the lower bound and no bridge."""

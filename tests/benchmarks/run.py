@@ -6,23 +6,16 @@ python tests/benchmarks/run.py --calls 50 100 --repeats 5 --seconds 5 [--json FI
 from __future__ import annotations
 
 import argparse
-import functools
+import asyncio
 import json
 import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from cell import Cell, measure
-from designs import peer, product
-
-DESIGNS: dict[str, Callable[[str], Any]] = {
-    "product": product,
-    "product, chunks of 20 ms": functools.partial(product, variables={"BRIDGE_PLAY_CHUNK_MS": "20"}),
-    "plain, asyncio": functools.partial(peer, "plain.py"),
-    "plain, uvloop": functools.partial(peer, "plain.py", options=("--uvloop",)),
-}
+from check_relay import check
+from designs import DESIGNS
 
 
 def middle(cells: list[Cell], value: Callable[[Cell], float]) -> str:
@@ -52,6 +45,13 @@ def row(cells: list[Cell], plain: list[Cell]) -> str:
     )
 
 
+def validity(plain: list[Cell], relay: list[Cell]) -> str:
+    """Whether the plain bridge is as quick as one should be: about 2.9 times the relay, for `echo` and 100 calls."""
+    ratios = [mine.cluster_cpu / bound.cluster_cpu for mine, bound in zip(plain, relay, strict=True)]
+    found = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+    return f"plain asyncio / relay, {plain[0].load}, {plain[0].calls} calls: {found}; about 2.9 for echo and 100 calls"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--calls", type=int, nargs="+", default=[1, 10, 50, 100, 200])
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    asyncio.run(check())
     cells: list[Cell] = []
     heads = "load, calls, design, CPU ms per call-second, edge / worker / redis, × plain asyncio, p50 ms, p99 ms"
     print("| " + " | ".join(f"{heads}, set-up p50 ms, load or agents (cores), lost".split(", ")) + " |")
@@ -74,6 +75,7 @@ def main() -> None:
             for name in DESIGNS:
                 print(row(found[name], found["plain, asyncio"]), flush=True)
                 cells += found[name]
+            print(validity(found["plain, asyncio"], found["relay"]), file=sys.stderr, flush=True)
     if given.json is not None:
         given.json.write_text(json.dumps([cell.json() for cell in cells], indent=1))
 
