@@ -54,6 +54,11 @@ class Process:
             raise RuntimeError(f"{self.name} has ended: {self.errors()}")
         return line.strip()
 
+    def expect_running(self) -> None:
+        """Raises RuntimeError with its errors if it has ended: what was measured is worth nothing then."""
+        if self._child.poll() is not None:
+            raise RuntimeError(f"{self.name} has ended with {self._child.returncode}: {self.errors()}")
+
     def ready(self) -> str:
         """Wait for its line `ready …`; returns what follows."""
         while not (line := self.line()).startswith("ready"):

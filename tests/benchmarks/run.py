@@ -1,6 +1,6 @@
-"""`make bench`: the product beside a plain bridge, in one run and by turns; the table goes to standard output.
+"""`make bench`: the product beside a plain bridge, in one run and by turns; the tables go to standard output.
 
-python tests/benchmarks/run.py --calls 50 100 --repeats 5 --seconds 5 [--json FILE]
+python tests/benchmarks/run.py --calls 50 100 --repeats 5 --seconds 8 [--json FILE]
 """
 
 from __future__ import annotations
@@ -8,76 +8,51 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import statistics
+import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from cell import Cell, measure
+import table
+from about import about
+from cell import measure
 from check_relay import check
 from designs import DESIGNS
-
-
-def middle(cells: list[Cell], value: Callable[[Cell], float]) -> str:
-    """Median, with the smallest and the largest."""
-    values = sorted(value(cell) for cell in cells)
-    return f"{statistics.median(values):.2f} ({values[0]:.2f}–{values[-1]:.2f})"
-
-
-def row(cells: list[Cell], plain: list[Cell]) -> str:
-    first = cells[0]
-    ratios = [mine.cluster_cpu / theirs.cluster_cpu for mine, theirs in zip(cells, plain, strict=True)]
-    parts = [name for name in ("edge", "worker", "redis", "bridge") if name in first.cpu]
-    return " | ".join(
-        [
-            f"| {first.load}",
-            str(first.calls),
-            first.design,
-            middle(cells, lambda c: c.cluster_cpu),
-            " / ".join(f"{statistics.median(c.cpu[part] for c in cells):.2f}" for part in parts),
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})",
-            middle(cells, lambda c: c.heard.get("p50", 0.0)),
-            middle(cells, lambda c: c.heard.get("p99", 0.0)),
-            middle(cells, lambda c: c.setup.get("p50", 0.0)),
-            f"{statistics.median(max(c.busy['load'], c.busy['agents']) for c in cells):.2f}",
-            f"{sum(c.lost for c in cells)} |",
-        ]
-    )
-
-
-def validity(plain: list[Cell], relay: list[Cell]) -> str:
-    """Whether the plain bridge is as quick as one should be: about 2.9 times the relay, for `echo` and 100 calls."""
-    ratios = [mine.cluster_cpu / bound.cluster_cpu for mine, bound in zip(plain, relay, strict=True)]
-    found = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
-    return f"plain asyncio / relay, {plain[0].load}, {plain[0].calls} calls: {found}; about 2.9 for echo and 100 calls"
+from results import compare
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--calls", type=int, nargs="+", default=[1, 10, 50, 100, 200])
     parser.add_argument("--loads", nargs="+", default=["talk", "echo"], choices=["talk", "echo"])
+    parser.add_argument("--designs", nargs="+", default=list(DESIGNS), choices=list(DESIGNS))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--seconds", type=float, default=8.0, help="8 are one whole cycle of `talk`")
+    parser.add_argument("--json", type=Path, help="written anew after each number of calls")
     given = parser.parse_args()
-    asyncio.run(check())
-    cells: list[Cell] = []
-    heads = "load, calls, design, CPU ms per call-second, edge / worker / redis, × plain asyncio, p50 ms, p99 ms"
-    print("| " + " | ".join(f"{heads}, set-up p50 ms, load or agents (cores), lost".split(", ")) + " |")
-    print("|" + "---|" * 11)
+    if table.BOUND in given.designs:
+        asyncio.run(check())
+    where = about("bench", _arguments(sys.argv[1:]))
+    cells: list[table.Cell] = []
     for load in given.loads:
         for calls in given.calls:
-            found: dict[str, list[Cell]] = {name: [] for name in DESIGNS}
             for repeat in range(given.repeats):
-                for name, make in DESIGNS.items():
+                for name in given.designs:
                     print(f"{load} {calls} {repeat + 1}/{given.repeats} {name}", file=sys.stderr, flush=True)
-                    found[name].append(measure(name, make, load, calls, given.seconds))
-            for name in DESIGNS:
-                print(row(found[name], found["plain, asyncio"]), flush=True)
-                cells += found[name]
-            print(validity(found["plain, asyncio"], found["relay"]), file=sys.stderr, flush=True)
-    if given.json is not None:
-        given.json.write_text(json.dumps([cell.json() for cell in cells], indent=1))
+                    cell = measure(name, DESIGNS[name], load, calls, given.seconds)
+                    cell.repeat = repeat
+                    cells.append(cell.json())
+            if given.json is not None:
+                text = {"about": where, "cells": cells, "costs": table.costs(cells)}
+                given.json.write_text(json.dumps(text, indent=1) + "\n")
+    print(compare(cells, os.cpu_count() or 1))
+
+
+def _arguments(given: list[str]) -> list[str]:
+    """The arguments without the file, which says nothing about what was measured."""
+    if "--json" in given:
+        at = given.index("--json")
+        return given[:at] + given[at + 2 :]
+    return given
 
 
 if __name__ == "__main__":
