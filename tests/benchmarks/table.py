@@ -60,7 +60,8 @@ def ratios(mine: Sequence[Cell], others: Sequence[Cell]) -> list[float]:
 
 def parts(cells: Sequence[Cell], value: Callable[[Cell, str], float]) -> str:
     """One number for each component."""
-    return " / ".join(f"{median(cells, lambda c: value(c, part)):.2f}" for part in PARTS if part in cells[0]["cpu"])
+    names = [part for part in PARTS if part in cells[0]["cpu"]]
+    return " / ".join(f"{statistics.median([value(cell, name) for cell in cells]):.2f}" for name in names)
 
 
 def cost(cells: Sequence[Cell], cores: int) -> str:
@@ -80,7 +81,7 @@ def cost(cells: Sequence[Cell], cores: int) -> str:
                 spread(ratios(found, by.get((load, calls, PLAIN), []))),
                 spread(ratios(found, by.get((load, calls, BOUND), []))),
                 f"{median(found, bridge_cores):.2f}",
-                f"{median(found, lambda c: c['busy']['load']):.2f} / {median(found, lambda c: c['busy']['agents']):.2f}",
+                " / ".join(f"{statistics.median([c['busy'][part] for c in found]):.2f}" for part in ("load", "agents")),
                 "; ".join(remarks(found, cores)),
             ]
         )
