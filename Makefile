@@ -55,6 +55,11 @@ bench: $(STAMP) ## the product beside a plain single-process bridge, under load 
 	$(BIN)/python tests/benchmarks/run.py --json tests/benchmarks/results.json $(ARGS)
 	$(BIN)/python tests/benchmarks/results.py tests/benchmarks/results.json
 
+.PHONY: bench-scale
+bench-scale: $(STAMP) ## what grows with pods, with calls at once and with what is kept (ARGS="--parts burst"); into the same RESULTS.md
+	$(BIN)/python tests/benchmarks/scale.py --json tests/benchmarks/results.json $(ARGS)
+	$(BIN)/python tests/benchmarks/results.py tests/benchmarks/results.json
+
 .PHONY: transcripts
 transcripts: $(STAMP) ## record the conversations of tests/transcripts anew
 	PYTHONPATH=tests $(BIN)/python tests/transcripts/recording.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
@@ -18,6 +19,9 @@ LIBRARIES = ("websockets", "redis", "hiredis", "uvloop", "orjson", "msgpack")
 
 def about(target: str, arguments: list[str]) -> dict[str, Any]:
     """Machine, versions and command, before anything is measured. `load` is what the machine was busy with then."""
+    if "--json" in arguments:  # says nothing about what was measured
+        at = arguments.index("--json")
+        arguments = arguments[:at] + arguments[at + 2 :]
     return {
         "command": f"make {target}" + (f' ARGS="{shlex.join(arguments)}"' if arguments else ""),
         "at": datetime.now(UTC).isoformat(timespec="minutes"),
@@ -33,6 +37,13 @@ def about(target: str, arguments: list[str]) -> dict[str, Any]:
         },
         "commit": _commit(),
     }
+
+
+def store(file: Path, given: dict[str, Any]) -> None:
+    """Put this into the JSON file; the parts of `scale` beside those that are there, everything else in its place."""
+    data = json.loads(file.read_text()) if file.exists() else {}
+    scale = {**data.get("scale", {}), **given.get("scale", {})}
+    file.write_text(json.dumps({**data, **given, **({"scale": scale} if scale else {})}, indent=1) + "\n")
 
 
 def lines(found: dict[str, Any]) -> list[str]:

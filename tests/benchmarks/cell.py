@@ -75,10 +75,10 @@ def agents(load: str) -> Any:
 
 
 @contextlib.contextmanager
-def callers(design: Design, load: str, calls: int, at_once: int = 16) -> Any:
+def callers(design: Design, load: str, calls: int, per_second: float = 0.0) -> Any:
     """Calls at a design; gives the process and the times of their set-up."""
     command = [sys.executable, str(HERE / "callers.py"), "--calls", str(calls), "--load", load]
-    process = Process("load", [*command, "--at-once", str(at_once), *design.urls])
+    process = Process("load", [*command, "--per-second", str(per_second), *design.urls])
     try:
         yield process, json.loads(process.ready())
     finally:
@@ -86,17 +86,15 @@ def callers(design: Design, load: str, calls: int, at_once: int = 16) -> Any:
         process.stop()
 
 
-def measure(
-    name: str, make: Any, load: str, calls: int, seconds: float, *, warm: float = WARM_SECONDS, at_once: int = 16
-) -> Cell:
+def measure(name: str, make: Any, load: str, calls: int, seconds: float) -> Cell:
     """Run one cell. `make(agent_url)` is a context manager that gives a running `Design`."""
     with agents(load) as (agent, agent_url):
         context: AbstractContextManager[Design] = make(agent_url)
         with contextlib.ExitStack() as stack:
             design = stack.enter_context(context)
             rest, rest_memory = _resident(design), _redis_memory(design)
-            caller, setup = stack.enter_context(callers(design, load, calls, at_once))
-            time.sleep(warm)
+            caller, setup = stack.enter_context(callers(design, load, calls))
+            time.sleep(WARM_SECONDS)
             processes = [*design.parts, caller, agent]
             meter = Meter([(process.name, process.pid) for process in processes])
             before = _redis(design)

@@ -76,6 +76,11 @@ class Process:
         self._errors.seek(0)
         return self._errors.read().decode("utf-8", "replace")[-2000:]
 
+    def kill(self) -> None:
+        """End it at once, as a node's failure would."""
+        self._child.kill()
+        self._child.wait()
+
     def end_input(self, seconds: float) -> None:
         """Close its standard input and wait for it."""
         assert self._child.stdin is not None
@@ -104,11 +109,14 @@ class Design:
     Attributes:
         urls: where callers connect, one for each edge.
         parts: its processes, by the role that they are counted under.
+        redis_port: where its Redis listens; 0 without one.
+        add: start one more pod of a role and wait until it is ready; only the product can.
     """
 
     urls: list[str] = field(default_factory=list)
     parts: list[Process] = field(default_factory=list)
     redis_port: int = 0
+    add: Callable[[str], Process] | None = None
 
 
 def free_port() -> int:
@@ -154,18 +162,25 @@ def product(
             **(variables or {}),
         }
         bridgectl = [sys.executable, "-m", "deepgram_audiocodes_bridge.cli"]
-        admins = []
+
+        def begin(role: str) -> tuple[Process, int]:
+            port, admin = free_port(), free_port()
+            own = {**common, "BRIDGE_ADMIN_PORT": str(admin)}
+            if role == "edge":
+                own["BRIDGE_PORT"] = str(port)
+                made.urls.append(f"ws://127.0.0.1:{port}")
+            made.parts.append(Process(role, [*bridgectl, role, str(HERE / "app.py")], own))
+            return made.parts[-1], admin
+
+        def add(role: str) -> Process:
+            process, admin = begin(role)
+            _until_ready(process, admin)
+            return process
+
+        made.add = add
         try:
-            for role, number in (("worker", workers), ("edge", edges)):
-                for _ in range(number):
-                    port, admin = free_port(), free_port()
-                    own = {**common, "BRIDGE_ADMIN_PORT": str(admin)}
-                    if role == "edge":
-                        own["BRIDGE_PORT"] = str(port)
-                        made.urls.append(f"ws://127.0.0.1:{port}")
-                    made.parts.append(Process(role, [*bridgectl, role, str(HERE / "app.py")], own))
-                    admins.append((made.parts[-1], admin))
-            for process, admin in admins:
+            begun = [begin(role) for role in ["worker"] * workers + ["edge"] * edges]
+            for process, admin in begun:
                 _until_ready(process, admin)
             yield made
         finally:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import sys
 from pathlib import Path
 
 import table
-from about import about
+from about import about, store
 from cell import measure
 from check_relay import check
 from designs import DESIGNS
@@ -31,7 +30,7 @@ def main() -> None:
     given = parser.parse_args()
     if table.BOUND in given.designs:
         asyncio.run(check())
-    where = about("bench", _arguments(sys.argv[1:]))
+    where = about("bench", sys.argv[1:])
     cells: list[table.Cell] = []
     for load in given.loads:
         for calls in given.calls:
@@ -42,17 +41,8 @@ def main() -> None:
                     cell.repeat = repeat
                     cells.append(cell.json())
             if given.json is not None:
-                text = {"about": where, "cells": cells, "costs": table.costs(cells)}
-                given.json.write_text(json.dumps(text, indent=1) + "\n")
+                store(given.json, {"about": where, "cells": cells, "costs": table.costs(cells)})
     print(compare(cells, os.cpu_count() or 1))
-
-
-def _arguments(given: list[str]) -> list[str]:
-    """The arguments without the file, which says nothing about what was measured."""
-    if "--json" in given:
-        at = given.index("--json")
-        return given[:at] + given[at + 2 :]
-    return given
 
 
 if __name__ == "__main__":
