@@ -90,7 +90,8 @@ def cost(cells: Sequence[Cell], cores: int) -> str:
 
 def bridge_cores(cell: Cell) -> float:
     """Cores that the bridge kept busy."""
-    return sum(share for part, share in cell["busy"].items() if part in PARTS)
+    cores: float = sum(share for part, share in cell["busy"].items() if part in PARTS)
+    return cores
 
 
 def remarks(cells: Sequence[Cell], cores: int) -> list[str]:
