@@ -137,8 +137,8 @@ class Caller:
         self._number += 1
         first = stamps.stamp(self._number) + b"\x00" * (self._fixed - stamps.SIZE)
         self.socket.send(TEXT, self._head + binascii.b2a_base64(first, newline=False) + self._tail)
-        self._next += INTERVAL[load.kind]
         load.late_ms = max(load.late_ms, (load.loop.time() - self._next) * 1000)
+        self._next += INTERVAL[load.kind]
         load.loop.call_at(self._next, self._speak)
 
     async def hang_up(self) -> None:

@@ -42,8 +42,8 @@ def compare(cells: list[table.Cell], cores: int) -> str:
     return "\n\n".join(blocks)
 
 
-def write(data: dict[str, Any], out: Path) -> None:
-    """RESULTS.md, and beside it the folder `plots`."""
+def write(data: dict[str, Any], out: Path, *, drawn: bool) -> None:
+    """RESULTS.md, and beside it, if they are to be drawn, the folder `plots`."""
     blocks = [
         "# Results of the benchmarks",
         "Written by `make bench` and `make bench-scale`; what the words mean stands in [README.md](README.md). Medians "
@@ -53,25 +53,30 @@ def write(data: dict[str, Any], out: Path) -> None:
     if cells:
         blocks += ["## Beside the plain bridge", "\n".join(about.lines(data["about"]))]
         blocks.append(compare(cells, data["about"]["cores"]))
-        try:
-            made = plots.draw(cells, out.parent / "plots")
-        except ImportError as error:
-            print(f"no plots: {error.name} is not installed (the extra `bench` has it)", file=sys.stderr)
-        else:
-            blocks.append("### Plots")
-            blocks += [f"![{file.stem}](plots/{file.name})" for file in made]
+        if drawn:
+            blocks += _plots(cells, out)
     for part in data.get("scale", {}).values():
         blocks += [f"## {part['title']}", "\n".join(about.lines(part["about"])), part["text"]]
         blocks.append(table.markdown(part["heads"], part["rows"]))
     out.write_text("\n\n".join(blocks) + "\n")
 
 
+def _plots(cells: list[table.Cell], out: Path) -> list[str]:
+    try:
+        made = plots.draw(cells, out.parent / "plots")
+    except ImportError as error:
+        print(f"no plots: {error.name} is not installed (the extra `bench` has it)", file=sys.stderr)
+        return []
+    return ["### Plots", *(f"![{file.stem}](plots/{file.name})" for file in made)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("json", type=Path)
     parser.add_argument("--out", type=Path, default=HERE / "RESULTS.md")
+    parser.add_argument("--no-plots", action="store_true")
     given = parser.parse_args()
-    write(json.loads(given.json.read_text()), given.out)
+    write(json.loads(given.json.read_text()), given.out, drawn=not given.no_plots)
     print(f"written: {given.out.name} and what it shows", file=sys.stderr)
 
 
