@@ -80,7 +80,7 @@ def burst(calls: int, repeats: int) -> tuple[list[str], list[list[str]]]:
 def takeover(calls: int, repeats: int) -> tuple[list[str], list[list[str]]]:
     """All calls are one worker's; it is killed, and another one is there."""
     heads = ["repeat", "calls taken over", "first owned ms", "p50 ms", "all owned ms", "heard again p50 ms", "last ms"]
-    heads += ["not owned", "dropped"]
+    heads += ["not owned", "not heard again", "dropped"]
     rows = []
     for repeat in range(repeats):
         with agents("echo") as (_, agent_url), product(agent_url) as design:
@@ -106,7 +106,8 @@ def _takeover(design: Design, calls: int) -> list[str]:
     heard = stamps.summary(again.values()) if again else {"p50": float("nan"), "max": float("nan")}
     first = min(owned, default=float("nan"))
     figures = [first, ms["p50"], ms["max"], heard["p50"], heard["max"]]
-    return [str(len(owned)), *(f"{figure:.0f}" for figure in figures), str(calls - len(owned)), str(calls - still)]
+    missing = [calls - len(owned), calls - len(again), calls - still]
+    return [str(len(owned)), *(f"{figure:.0f}" for figure in figures), *map(str, missing)]
 
 
 def owners(design: Design, killed: float) -> list[float]:
