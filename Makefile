@@ -51,8 +51,14 @@ fuzz: $(STAMP) ## a million inputs to everything that reads what others wrote; f
 	$(BIN)/python tests/fuzz/run.py --out tests/fuzz/RESULTS.md $(ARGS)
 
 .PHONY: bench
-bench: $(STAMP) ## the product beside a plain single-process bridge, under load (ARGS="--calls 100 --repeats 5"); prints a table
-	$(BIN)/python tests/benchmarks/run.py $(ARGS)
+bench: $(STAMP) ## the product beside a plain single-process bridge, under load (ARGS="--calls 100 --repeats 5"); into tests/benchmarks/RESULTS.md
+	$(BIN)/python tests/benchmarks/run.py --json tests/benchmarks/results.json $(ARGS)
+	$(BIN)/python tests/benchmarks/results.py tests/benchmarks/results.json
+
+.PHONY: bench-scale
+bench-scale: $(STAMP) ## what grows with pods, with calls at once and with what is kept (ARGS="--parts burst"); into the same RESULTS.md
+	$(BIN)/python tests/benchmarks/scale.py --json tests/benchmarks/results.json $(ARGS)
+	$(BIN)/python tests/benchmarks/results.py tests/benchmarks/results.json
 
 .PHONY: transcripts
 transcripts: $(STAMP) ## record the conversations of tests/transcripts anew

@@ -15,6 +15,7 @@ from designs import HERE, Design, Process
 from measure import Meter, rss_mib
 
 WARM_SECONDS = 2.0
+BYTES_PER_SECOND = 8000
 
 
 @dataclass
@@ -24,12 +25,15 @@ class Cell:
     Attributes:
         cpu: CPU milliseconds per call and second of call, by component; `load` and `agents` are not the bridge's.
         busy: the same as part of one core.
-        rss_mib: resident memory at the end, by component.
+        rest_mib: resident memory before the first call, by component; `rss_mib`: at the end of the measurement.
         heard: `echo`: caller → bridge → agent → bridge → caller; `talk`: agent → caller, each answer's first piece. ms.
-        up: caller → agent, ms.
+        up: caller → agent, each frame, ms.
         setup: `session.initiate` to `session.accepted`, ms.
         lost: pieces of audio that never came back.
+        carried: `echo`: the part of the audio sent that came back while it was measured.
         late_ms: the longest that the load itself was late.
+        chunks_per_second: messages with audio to the callers.
+        redis: per second: XADDs, commands, bytes in and out; `memory_mib` at the end, `rest_memory_mib` before.
     """
 
     design: str
@@ -38,14 +42,17 @@ class Cell:
     seconds: float
     cpu: dict[str, float]
     busy: dict[str, float]
+    rest_mib: dict[str, float]
     rss_mib: dict[str, float]
     heard: dict[str, Any]
     up: dict[str, Any]
     setup: dict[str, Any]
     lost: int
+    carried: float | None
     late_ms: float
     chunks_per_second: float
     redis: dict[str, float] = field(default_factory=dict)
+    repeat: int = 0
 
     @property
     def cluster_cpu(self) -> float:
@@ -68,10 +75,10 @@ def agents(load: str) -> Any:
 
 
 @contextlib.contextmanager
-def callers(design: Design, load: str, calls: int, at_once: int = 16) -> Any:
+def callers(design: Design, load: str, calls: int, per_second: float = 0.0) -> Any:
     """Calls at a design; gives the process and the times of their set-up."""
     command = [sys.executable, str(HERE / "callers.py"), "--calls", str(calls), "--load", load]
-    process = Process("load", [*command, "--at-once", str(at_once), *design.urls])
+    process = Process("load", [*command, "--per-second", str(per_second), *design.urls])
     try:
         yield process, json.loads(process.ready())
     finally:
@@ -79,14 +86,15 @@ def callers(design: Design, load: str, calls: int, at_once: int = 16) -> Any:
         process.stop()
 
 
-def measure(
-    name: str, make: Any, load: str, calls: int, seconds: float, *, warm: float = WARM_SECONDS, at_once: int = 16
-) -> Cell:
+def measure(name: str, make: Any, load: str, calls: int, seconds: float) -> Cell:
     """Run one cell. `make(agent_url)` is a context manager that gives a running `Design`."""
     with agents(load) as (agent, agent_url):
         context: AbstractContextManager[Design] = make(agent_url)
-        with context as design, callers(design, load, calls, at_once) as (caller, setup):
-            time.sleep(warm)
+        with contextlib.ExitStack() as stack:
+            design = stack.enter_context(context)
+            rest, rest_memory = _resident(design), _redis_memory(design)
+            caller, setup = stack.enter_context(callers(design, load, calls))
+            time.sleep(WARM_SECONDS)
             processes = [*design.parts, caller, agent]
             meter = Meter([(process.name, process.pid) for process in processes])
             before = _redis(design)
@@ -98,10 +106,9 @@ def measure(
             caller.tell("end")
             agent.tell("end")
             heard, up = json.loads(caller.line()), json.loads(agent.line())
-            after = _redis(design)
-            rss: dict[str, float] = {}
-            for process in design.parts:
-                rss[process.name] = round(rss.get(process.name, 0.0) + rss_mib(process.pid), 1)
+            after, memory, rss = _redis(design), _redis_memory(design), _resident(design)
+            for process in processes:
+                process.expect_running()
     return Cell(
         design=name,
         load=load,
@@ -109,15 +116,36 @@ def measure(
         seconds=round(took, 2),
         cpu={part: round(ms / took / calls, 3) for part, ms in used.items()},
         busy={part: round(ms / took / 1000, 3) for part, ms in used.items()},
+        rest_mib=rest,
         rss_mib=rss,
         heard=heard["heard"],
         up=up["up"],
         setup=setup,
         lost=heard["lost"],
+        carried=round(heard["bytes"] / (took * calls * BYTES_PER_SECOND), 3) if load == "echo" else None,
         late_ms=heard["late_ms"],
         chunks_per_second=round(heard["chunks"] / took, 1),
-        redis={key: round((after[key] - before[key]) / took, 1) for key in after},
+        redis={
+            **{key: round((after[key] - before[key]) / took, 1) for key in after},
+            **({"memory_mib": memory, "rest_memory_mib": rest_memory} if design.redis_port else {}),
+        },
     )
+
+
+def _resident(design: Design) -> dict[str, float]:
+    """Resident memory by component, MiB."""
+    found: dict[str, float] = {}
+    for process in design.parts:
+        found[process.name] = round(found.get(process.name, 0.0) + rss_mib(process.pid), 2)
+    return found
+
+
+def _redis_memory(design: Design) -> float:
+    """What its Redis holds, MiB."""
+    if not design.redis_port:
+        return 0.0
+    with redis.Redis(port=design.redis_port) as client:
+        return round(client.info("memory")["used_memory"] / 2**20, 2)
 
 
 def _redis(design: Design) -> dict[str, float]:

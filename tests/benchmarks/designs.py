@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import subprocess
@@ -10,10 +11,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from bridge_shared.orphans import dies_with_parent
 from bridge_shared.redis.embedded import find_server
@@ -53,6 +54,11 @@ class Process:
             raise RuntimeError(f"{self.name} has ended: {self.errors()}")
         return line.strip()
 
+    def expect_running(self) -> None:
+        """Raises RuntimeError with its errors if it has ended: what was measured is worth nothing then."""
+        if self._child.poll() is not None:
+            raise RuntimeError(f"{self.name} has ended with {self._child.returncode}: {self.errors()}")
+
     def ready(self) -> str:
         """Wait for its line `ready …`; returns what follows."""
         while not (line := self.line()).startswith("ready"):
@@ -69,6 +75,11 @@ class Process:
         """The end of its standard error."""
         self._errors.seek(0)
         return self._errors.read().decode("utf-8", "replace")[-2000:]
+
+    def kill(self) -> None:
+        """End it at once, as a node's failure would."""
+        self._child.kill()
+        self._child.wait()
 
     def end_input(self, seconds: float) -> None:
         """Close its standard input and wait for it."""
@@ -98,11 +109,14 @@ class Design:
     Attributes:
         urls: where callers connect, one for each edge.
         parts: its processes, by the role that they are counted under.
+        redis_port: where its Redis listens; 0 without one.
+        add: start one more pod of a role and wait until it is ready; only the product can.
     """
 
     urls: list[str] = field(default_factory=list)
     parts: list[Process] = field(default_factory=list)
     redis_port: int = 0
+    add: Callable[[str], Process] | None = None
 
 
 def free_port() -> int:
@@ -148,18 +162,25 @@ def product(
             **(variables or {}),
         }
         bridgectl = [sys.executable, "-m", "deepgram_audiocodes_bridge.cli"]
-        admins = []
+
+        def begin(role: str) -> tuple[Process, int]:
+            port, admin = free_port(), free_port()
+            own = {**common, "BRIDGE_ADMIN_PORT": str(admin)}
+            if role == "edge":
+                own["BRIDGE_PORT"] = str(port)
+                made.urls.append(f"ws://127.0.0.1:{port}")
+            made.parts.append(Process(role, [*bridgectl, role, str(HERE / "app.py")], own))
+            return made.parts[-1], admin
+
+        def add(role: str) -> Process:
+            process, admin = begin(role)
+            _until_ready(process, admin)
+            return process
+
+        made.add = add
         try:
-            for role, number in (("worker", workers), ("edge", edges)):
-                for _ in range(number):
-                    port, admin = free_port(), free_port()
-                    own = {**common, "BRIDGE_ADMIN_PORT": str(admin)}
-                    if role == "edge":
-                        own["BRIDGE_PORT"] = str(port)
-                        made.urls.append(f"ws://127.0.0.1:{port}")
-                    made.parts.append(Process(role, [*bridgectl, role, str(HERE / "app.py")], own))
-                    admins.append((made.parts[-1], admin))
-            for process, admin in admins:
+            begun = [begin(role) for role in ["worker"] * workers + ["edge"] * edges]
+            for process, admin in begun:
                 _until_ready(process, admin)
             yield made
         finally:
@@ -188,3 +209,13 @@ def _until_ready(process: Process, admin: int) -> None:
                 return
         time.sleep(0.05)
     raise RuntimeError(f"{process.name} was not ready within {START_SECONDS} s: {process.errors()}")
+
+
+DESIGNS: dict[str, Callable[[str], Any]] = {
+    "product": product,
+    "product, chunks of 20 ms": functools.partial(product, variables={"BRIDGE_PLAY_CHUNK_MS": "20"}),
+    "plain, asyncio": functools.partial(peer, "plain.py"),
+    "plain, uvloop": functools.partial(peer, "plain.py", options=("--uvloop",)),
+    "relay": functools.partial(peer, "relay.py"),
+}
+"""Name → what starts it with an agent's address. `relay` is the lower bound and no bridge."""

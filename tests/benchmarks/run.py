@@ -1,81 +1,48 @@
-"""`make bench`: the product beside a plain bridge, in one run and by turns; the table goes to standard output.
+"""`make bench`: the product beside a plain bridge, in one run and by turns; the tables go to standard output.
 
-python tests/benchmarks/run.py --calls 50 100 --repeats 5 --seconds 5 [--json FILE]
+python tests/benchmarks/run.py --calls 50 100 --repeats 5 --seconds 8 [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import json
-import statistics
+import asyncio
+import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from cell import Cell, measure
-from designs import peer, product
-
-DESIGNS: dict[str, Callable[[str], Any]] = {
-    "product": product,
-    "product, chunks of 20 ms": functools.partial(product, variables={"BRIDGE_PLAY_CHUNK_MS": "20"}),
-    "plain, asyncio": functools.partial(peer, "plain.py"),
-    "plain, uvloop": functools.partial(peer, "plain.py", options=("--uvloop",)),
-}
-
-
-def middle(cells: list[Cell], value: Callable[[Cell], float]) -> str:
-    """Median, with the smallest and the largest."""
-    values = sorted(value(cell) for cell in cells)
-    return f"{statistics.median(values):.2f} ({values[0]:.2f}–{values[-1]:.2f})"
-
-
-def row(cells: list[Cell], plain: list[Cell]) -> str:
-    first = cells[0]
-    ratios = [mine.cluster_cpu / theirs.cluster_cpu for mine, theirs in zip(cells, plain, strict=True)]
-    parts = [name for name in ("edge", "worker", "redis", "bridge") if name in first.cpu]
-    return " | ".join(
-        [
-            f"| {first.load}",
-            str(first.calls),
-            first.design,
-            middle(cells, lambda c: c.cluster_cpu),
-            " / ".join(f"{statistics.median(c.cpu[part] for c in cells):.2f}" for part in parts),
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})",
-            middle(cells, lambda c: c.heard.get("p50", 0.0)),
-            middle(cells, lambda c: c.heard.get("p99", 0.0)),
-            middle(cells, lambda c: c.setup.get("p50", 0.0)),
-            f"{statistics.median(max(c.busy['load'], c.busy['agents']) for c in cells):.2f}",
-            f"{sum(c.lost for c in cells)} |",
-        ]
-    )
+import table
+from about import about, store
+from cell import measure
+from check_relay import check
+from designs import DESIGNS
+from results import compare
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--calls", type=int, nargs="+", default=[1, 10, 50, 100, 200])
     parser.add_argument("--loads", nargs="+", default=["talk", "echo"], choices=["talk", "echo"])
+    parser.add_argument("--designs", nargs="+", default=list(DESIGNS), choices=list(DESIGNS))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--seconds", type=float, default=8.0, help="8 are one whole cycle of `talk`")
+    parser.add_argument("--json", type=Path, help="written anew after each number of calls")
     given = parser.parse_args()
-    cells: list[Cell] = []
-    heads = "load, calls, design, CPU ms per call-second, edge / worker / redis, × plain asyncio, p50 ms, p99 ms"
-    print("| " + " | ".join(f"{heads}, set-up p50 ms, load or agents (cores), lost".split(", ")) + " |")
-    print("|" + "---|" * 11)
+    if table.BOUND in given.designs:
+        asyncio.run(check())
+    where = about("bench", sys.argv[1:])
+    cells: list[table.Cell] = []
     for load in given.loads:
         for calls in given.calls:
-            found: dict[str, list[Cell]] = {name: [] for name in DESIGNS}
             for repeat in range(given.repeats):
-                for name, make in DESIGNS.items():
+                for name in given.designs:
                     print(f"{load} {calls} {repeat + 1}/{given.repeats} {name}", file=sys.stderr, flush=True)
-                    found[name].append(measure(name, make, load, calls, given.seconds))
-            for name in DESIGNS:
-                print(row(found[name], found["plain, asyncio"]), flush=True)
-                cells += found[name]
-    if given.json is not None:
-        given.json.write_text(json.dumps([cell.json() for cell in cells], indent=1))
+                    cell = measure(name, DESIGNS[name], load, calls, given.seconds)
+                    cell.repeat = repeat
+                    cells.append(cell.json())
+            if given.json is not None:
+                store(given.json, {"about": where, "cells": cells, "costs": table.costs(cells)})
+    print(compare(cells, os.cpu_count() or 1))
 
 
 if __name__ == "__main__":
