@@ -20,6 +20,7 @@ from bridge_worker.speech import (
     FRESH_SECONDS,
     GATE_SECONDS,
     STILL_SECONDS,
+    UNSPOKEN_SECONDS,
     WAITING_BYTES,
     LineHeard,
     Speech,
@@ -674,10 +675,12 @@ def test_a_turn_that_was_heard_and_brings_nothing_new_is_over_though_nobody_says
     ]
 
 
-def test_a_turn_of_which_no_audio_has_come_is_waited_for():
+def test_a_turn_of_which_no_audio_has_come_is_waited_for_but_not_for_ever():
     worker = Worker()
     worker.speech.line("a")
-    assert not worker.speech.expire(NOW + 60)
+    assert not worker.speech.expire(NOW)
+    assert not worker.speech.expire(NOW + UNSPOKEN_SECONDS - 0.01)
+    assert worker.speech.expire(NOW + UNSPOKEN_SECONDS)
 
 
 def test_late_audio_of_a_turn_that_was_cut_stays_unheard_behind_its_agent_audio_done():
