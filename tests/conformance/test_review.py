@@ -192,6 +192,16 @@ async def test_of_an_answer_that_vaic_broke_off_the_next_sentence_is_not_played_
 
 
 @pytest.mark.slow
+async def test_what_is_put_into_the_callers_mouth_is_known_again_though_it_is_redacted(redis_url: str) -> None:
+    async with stage(redis_url, redact=r"\d{4,}") as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        await bridge.event("session_start")
+        await bridge.sessions[vaic.cid].send_user_message("Card 4111111111111111 was charged.")
+        got = types(await vaic.until("playStream.start"))
+        assert [kind for kind in got if kind.startswith("userStream.speech")] == []
+
+
+@pytest.mark.slow
 async def test_a_greeting_that_waits_for_the_start_of_the_call_is_played_whole_without_agent_audio_done(
     redis_url: str,
 ) -> None:
