@@ -247,3 +247,33 @@ async def test_three_barge_ins_within_a_second_let_only_the_last_answer_be_heard
         await asyncio.sleep(0.5)
         lines = await bridge.app.calls("transcript", vaic.cid)
         assert (lines[-1].content, lines[-1].heard_ms, lines[-1].interrupted) == ("Yes.", 1000, False)
+
+
+@pytest.mark.slow
+async def test_an_agent_that_falls_silent_in_mid_sentence_and_is_lost_then_is_followed_by_one_that_says_the_rest(
+    redis_url: str,
+) -> None:
+    rest = "The driver will ring at your door between ten and twelve."
+    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        agent = await bridge.connection()
+        await says(agent, f"Yes. {rest}")
+        await speaks(agent, sound(500))
+        await vaic.until("playStream.stop")
+        await messages_for(vaic, 2.5)
+        agent.drop()
+        await (await bridge.connection(1)).wait_for(lambda connection: ("assistant", rest) in connection.texts)
+
+
+@pytest.mark.slow
+async def test_an_agent_that_thinks_in_the_middle_of_its_answer_is_not_replaced_just_then(redis_url: str) -> None:
+    async with stage(redis_url, agent_session_seconds=2.0) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        agent = await bridge.connection()
+        await says(agent, "Let me think.")
+        await speaks(agent, sound(1000))
+        await messages_for(vaic, 4.5)
+        await says(agent, "Yes, it is.")
+        await speaks(agent, sound(300))
+        await done(agent)
+        assert len(heard(await messages_for(vaic, 1.5))) == MULAW.nbytes(300)

@@ -208,6 +208,7 @@ class Conversation:
             and self.agent.connection is not None
             and now - self.caller_spoke_at > UTTERANCE_SECONDS
             and not (self.speech.speaking or self.injections.busy or self.parting or self.agent.busy)
+            and not self.speech.may_go_on(now)
             and (last[1]["role"] != "user" if last is not None else now - self.active_at > GREETING_SECONDS)
             and not (self.telephony.busy or self.agent_lane.busy)
             and self.caller.settled

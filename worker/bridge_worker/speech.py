@@ -36,6 +36,9 @@ STILL_SECONDS = 2.0
 """A turn that was heard as far as it goes, and brings nothing new for so long, is over: its `AgentAudioDone` is
 missing (§4.3), or came before its last audio. If the agent was only thinking, what it says next is another turn."""
 
+THINKING_SECONDS = 5.0
+"""How long after that the agent may still be about to go on, and is better not replaced."""
+
 UNSPOKEN_SECONDS = 10.0
 """A text of which no audio has come by then is not spoken any more; `AgentAudioDone` may be missing here too."""
 
@@ -141,14 +144,19 @@ class Speech:
         """Whether there is a turn that the caller has not heard to its end."""
         return bool(self._turns)
 
+    def may_go_on(self, now: float) -> bool:
+        """Whether a turn ended only because the agent was still, and not long ago."""
+        return self._paused is not None and now < self._still_since + STILL_SECONDS + THINKING_SECONDS
+
     @property
     def unfinished(self) -> tuple[str, float] | None:
         """The line that the agent is in the middle of: its entry, and the milliseconds of it that have come. None when
-        no turn is open, or it has no line."""
-        if self._current is None or not self._current.lines:
+        no turn is open and none has ended because the agent was still, or it has no line."""
+        turn = self._current or self._paused
+        if turn is None or not turn.lines:
             return None
-        line = self._current.lines[-1]
-        return line.entry, self._current.received_ms - line.begins_ms
+        line = turn.lines[-1]
+        return line.entry, turn.received_ms - line.begins_ms
 
     def audio(self, data: bytes, now: float) -> bool:
         """Take a binary frame of the agent. False if it is of a turn that was cut, or no whole sample."""
