@@ -133,6 +133,7 @@ def test_of_a_line_that_goes_on_after_a_pause_it_is_known_that_the_caller_interr
     over += speech.played(T2, 300, "cut", NOW + 3.6)
     last = [line for turn in over for line in turn.lines if line.entry == "a"][-1]
     assert last.interrupted
+    assert speech.gaps == 1
 
 
 # ── over sockets ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -270,6 +270,7 @@ class Conversation:
             self.session._state = SessionState.ENDED
         if not self.closed.is_set():
             metrics.audio_dropped_ms.labels(where="agent_ahead").inc(self.speech.dropped_ms)
+            metrics.underruns.inc(self.speech.gaps)
         self.closed.set()
 
     async def until_quiet(self, seconds: float) -> bool:

@@ -133,6 +133,8 @@ class Speech:
         """When the edge last told of what is heard, or was given the first of it."""
         self.dropped_ms = 0.0
         """Audio that was dropped because too much of it waited."""
+        self.gaps = 0
+        """Turns that went on after they had been taken for over: gaps of which the edge knows nothing."""
 
     @property
     def turn(self) -> Turn:
@@ -326,6 +328,7 @@ class Speech:
         paused = self._paused
         turn = self._begin()
         if paused is not None:
+            self.gaps += paused.received_ms > 0
             turn.lines = [Line(line.entry, line.begins_ms - paused.received_ms) for line in paused.lines]
         return turn
 
