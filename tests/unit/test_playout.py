@@ -751,6 +751,6 @@ def test_of_several_turns_that_did_not_go_to_vaic_the_latest_were_not_heard():
     chunks = [action for action in actions if isinstance(action, SendChunk)]
     assert len(chunks) == 3
     playout.unsent(sum(len(chunk.data) for chunk in chunks[1:]))
-    playout.cut(T2, START + 0.1)
-    played = [action for action in playout.poll(START + 0.1) if isinstance(action, Played)]
+    playout.cut(T2, START + 0.15)
+    played = [action for action in playout.poll(START + 0.15) if isinstance(action, Played)]
     assert played == [Played(T1, 100, "cut"), Played(T2, 0, "cut")]
