@@ -1,5 +1,5 @@
 """What a hostile reading of the turns found: sequences of events that belong to a real call, though not to a usual
-one. `xfail`: not mended yet, with the cause beside it."""
+one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from bridge_shared.frames import Kind
 from bridge_shared.protocol.media import media
 from bridge_sim.agent import AgentConnection
-from bridge_worker.speech import STILL_SECONDS, Speech, Turn
+from bridge_worker.speech import GATE_SECONDS, STILL_SECONDS, Speech, Turn
 from deepgram_audiocodes_bridge import DeepgramBridge
 from harness import configuration
 from telephone import Wire, heard, stage, types, wire
@@ -136,6 +136,31 @@ def test_of_a_line_that_goes_on_after_a_pause_it_is_known_that_the_caller_interr
     assert speech.gaps == 1
 
 
+@pytest.mark.parametrize(
+    "what", ["nothing for a time", "the agent's end", "a word of the caller", "speech of the caller"]
+)
+def test_an_answer_that_vaic_broke_off_does_not_cost_the_next_one(what: str) -> None:
+    speech = Speech(5, MULAW)
+    speech.begin()
+    speech.audio(sound(1000), NOW)
+    speech.played(T1, 200, "cut", NOW + 0.3)
+    assert not speech.audio(sound(300), NOW + 0.4)
+    assert speech.unwanted(NOW + 0.4)
+    later = NOW + 0.5
+    match what:
+        case "nothing for a time":
+            later = NOW + 0.4 + GATE_SECONDS
+        case "the agent's end":
+            speech.done(NOW + 0.5)
+        case "a word of the caller":
+            speech.caller_said()
+        case "speech of the caller":
+            speech.cut(NOW + 0.5)
+    assert not speech.unwanted(later)
+    speech.begin()
+    assert speech.audio(sound(300), later)
+
+
 # ── over sockets ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -166,9 +191,6 @@ async def test_a_function_that_takes_seconds_in_the_middle_of_an_answer_costs_no
         ]
 
 
-# worker/bridge_worker/speech.py `played`: what VAIC breaks off (a key pressed under `bargeInOnDTMF`, of which the agent
-# learns nothing) only shuts the gate, and `sign_of_turn` opens it with the next sentence of the same answer.
-@pytest.mark.xfail(strict=True, reason="a sentence of an answer that VAIC broke off opens the gate again")
 @pytest.mark.slow
 async def test_of_an_answer_that_vaic_broke_off_the_next_sentence_is_not_played_either(
     redis_url: str, eventually: Any
@@ -185,11 +207,20 @@ async def test_of_an_answer_that_vaic_broke_off_the_next_sentence_is_not_played_
         async def told() -> bool:
             return bool((await bridge.app.calls("transcript", vaic.cid))[-1].heard_ms == 40)
 
+        async def untold() -> bool:
+            line = (await bridge.app.calls("transcript", vaic.cid))[-1]
+            return (line.content, line.heard_ms, line.interrupted) == ("And then.", 0, True)
+
         await eventually(told)
         await says(agent, "And then.")  # the agent does not know it, and goes on
         await speaks(agent, sound(1000))
         await done(agent)
-        assert heard(await messages_for(vaic, 2)) == b""
+        await bridge.event("agent_audio_done")
+        await eventually(untold)
+        await says(agent, "Well.")  # another answer
+        await speaks(agent, sound(300, 0x22))
+        await done(agent)
+        assert heard(await messages_for(vaic, 2)) == sound(300, 0x22)
 
 
 @pytest.mark.slow

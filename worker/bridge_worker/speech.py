@@ -116,6 +116,8 @@ class Speech:
         self._current: _Turn | None = None
         self._count = 0
         self._gate_until = 0.0
+        self._broken_off = False
+        """VAIC broke a turn off, of which the agent knows nothing: it may go on with it."""
         self._begun = False
         """The agent has begun to speak and did not say yet that it is done, whatever became of the turn."""
         self._owed: deque[float] = deque()
@@ -163,6 +165,7 @@ class Speech:
     def audio(self, data: bytes, now: float) -> bool:
         """Take a binary frame of the agent. False if it is of a turn that was cut, or no whole sample."""
         if now < self._gate_until:
+            self.unwanted(now)
             return False
         if self._current is None and self._paused is None and now >= self._audio_at + GATE_SECONDS:
             self._align.reset()
@@ -195,9 +198,20 @@ class Speech:
         turn = self._begin()
         turn.lines.append(Line(entry, turn.received_ms))
 
+    def unwanted(self, now: float) -> bool:
+        """Whether what the agent sends now belongs to a turn that VAIC broke off. Then so does what follows soon."""
+        if self._broken_off and now < self._gate_until:
+            self._gate_until = now + GATE_SECONDS
+            return True
+        return False
+
+    def caller_said(self) -> None:
+        """What the agent says from now on answers this."""
+        self._broken_off = False
+
     def sign_of_turn(self) -> None:
         """The agent says that a new turn begins, or that it goes on: its audio is wanted again."""
-        self._gate_until = 0.0
+        self._gate_until, self._broken_off = 0.0, False
         if self._current is None:  # and only here: late audio may begin with the other half of a sample
             self._align.reset()
 
@@ -222,7 +236,7 @@ class Speech:
             if turn is not None:
                 turn.doubtful = True
             return False
-        self._gate_until = 0.0
+        self._gate_until, self._broken_off = 0.0, False
         self._begun, self._paused = False, None
         self._finish(announce=announce)
         return turn is not None
@@ -245,7 +259,7 @@ class Speech:
 
     def cut(self, now: float) -> None:
         """The caller speaks: nothing more of what was begun may be heard. Harmless when nothing was."""
-        self._gate_until = now + GATE_SECONDS
+        self._gate_until, self._broken_off = now + GATE_SECONDS, False
         self._align.reset()
         if self._begun:
             self._owed.append(now + GATE_SECONDS)
@@ -288,7 +302,7 @@ class Speech:
                 if state == "playing":
                     break
                 if state == "cut" and turn is self._current:  # VAIC broke it off: what comes of it is too late
-                    self._gate_until = now + GATE_SECONDS
+                    self._gate_until, self._broken_off = now + GATE_SECONDS, True
             elif turn.cut:  # its last report was lost with its edge
                 outcome = "cut"
             else:  # likewise, but a later turn can only be heard after it
