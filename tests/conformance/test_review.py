@@ -11,6 +11,8 @@ import pytest
 from bridge_shared.frames import Kind
 from bridge_shared.protocol.media import media
 from bridge_sim.agent import AgentConnection
+from bridge_sim.caller import SimulatedCall
+from bridge_sim.plan import CallPlan
 from bridge_worker.speech import GATE_SECONDS, STILL_SECONDS, Speech, Turn
 from deepgram_audiocodes_bridge import DeepgramBridge
 from harness import configuration
@@ -309,3 +311,54 @@ async def test_an_agent_that_thinks_in_the_middle_of_its_answer_is_not_replaced_
         await speaks(agent, sound(300))
         await done(agent)
         assert len(heard(await messages_for(vaic, 1.5))) == MULAW.nbytes(300)
+
+
+@pytest.mark.slow
+async def test_a_hang_up_after_a_resume_does_not_wait_for_the_end_of_a_turn_that_was_heard_before(
+    redis_url: str,
+) -> None:
+    async with stage(redis_url) as bridge:
+        async with wire(bridge.url) as vaic:
+            await vaic.begin()
+            agent = await bridge.connection()
+            await says(agent, "Goodbye.")
+            await speaks(agent, sound(300))
+            await vaic.until("playStream.chunk")
+            await messages_for(vaic, 0.9)
+            await vaic.drop()
+        async with wire(bridge.url, vaic.cid) as again:
+            await again.resume()
+            await again.expect("session.accepted")
+            await messages_for(again, 2.5)
+            ending = asyncio.create_task(bridge.sessions[vaic.cid].end_session())
+            assert (await again.expect("activities"))["activities"][0]["name"] == "hangup"
+            await again.hang_up()
+            await ending
+
+
+@pytest.mark.slow
+async def test_a_pause_in_an_answer_breaks_no_rule_of_a_vaic_that_mutes_the_caller_around_prompts(
+    redis_url: str, eventually: Any
+) -> None:
+    plan = CallPlan(start_delay_s=0.0, hang_up_after=None)
+    async with stage(redis_url) as bridge, SimulatedCall(bridge.url, plan) as call:
+        await call.connect()
+        await call.initiate()
+        agent = await bridge.connection()
+        await bridge.event("session_start")
+        await says(agent, "One second.")
+        await speaks(agent, sound(700))
+        await eventually(lambda: len(call.report().heard) == 1 and call.report().heard[0].status == "finished")
+        await asyncio.sleep(3)
+        await says(agent, "It is in transit.")
+        await speaks(agent, sound(700))
+        await done(agent)
+        await bridge.event("agent_audio_done")
+        await eventually(lambda: len(call.report().heard) == 2 and call.report().heard[1].status == "finished")
+        before = len(agent.heard)
+        await call.say("opening_hours")
+        await bridge.event("user_started_speaking")
+        assert len(agent.heard) > before
+        report = call.report()
+    assert report.violations == []
+    assert [len(stream.data) for stream in report.heard[:2]] == [MULAW.nbytes(700)] * 2
