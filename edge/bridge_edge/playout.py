@@ -198,6 +198,10 @@ class Playout:
         """VAIC is asked to play something that is not streamed; it will report its end in turn."""
         self._prompts.opened(None)
 
+    def prompt_failed(self) -> None:
+        """VAIC could not play it."""
+        self._prompts.failed()
+
     def vaic_played(self, played_ms: float, status: str, now: float) -> None:
         """VAIC reports the end of something it played (Bot API reference §6.6): its word counts more than the play
         clock's. A turn that it broke off is cut; of one that is over already what was heard is told again."""

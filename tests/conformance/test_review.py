@@ -362,3 +362,23 @@ async def test_a_pause_in_an_answer_breaks_no_rule_of_a_vaic_that_mutes_the_call
         report = call.report()
     assert report.violations == []
     assert [len(stream.data) for stream in report.heard[:2]] == [MULAW.nbytes(700)] * 2
+
+
+@pytest.mark.slow
+async def test_a_url_that_vaic_could_not_play_does_not_hide_what_it_breaks_off_next(redis_url: str) -> None:
+    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        await bridge.event("session_start")
+        agent = await bridge.connection()
+        await bridge.sessions[vaic.cid].play_url("https://x/a.wav")
+        await vaic.expect("activities")
+        failed = vaic.activity("playUrlFailed", value={"reason": "404", "playUrlUrl": "https://x/a.wav"})
+        await vaic.send(failed)
+        await bridge.event("activity", 2)
+        assert bridge.events("activity")[1].activity == failed["activities"][0]
+        await says(agent, "It could not be played.")
+        await speaks(agent, sound(3000))
+        await done(agent)
+        await vaic.until("playStream.chunk")
+        await vaic.send(vaic.activity("playFinished", value={"playedDurationMS": 40, "status": "interrupted"}))
+        assert len(heard(await vaic.until("playStream.stop"))) < MULAW.nbytes(1000)
