@@ -15,7 +15,8 @@ from bridge_sim.caller import SimulatedCall
 from bridge_sim.plan import CallPlan
 from bridge_worker.speech import GATE_SECONDS, STILL_SECONDS, Speech, Turn
 from deepgram_audiocodes_bridge import DeepgramBridge
-from harness import configuration
+from harness import configuration, running
+from sdk import Notes, Peer, played_agent
 from telephone import Wire, heard, stage, types, wire
 
 MULAW = media("raw/mulaw")
@@ -382,3 +383,23 @@ async def test_a_url_that_vaic_could_not_play_does_not_hide_what_it_breaks_off_n
         await vaic.until("playStream.chunk")
         await vaic.send(vaic.activity("playFinished", value={"playedDurationMS": 40, "status": "interrupted"}))
         assert len(heard(await vaic.until("playStream.stop"))) < MULAW.nbytes(1000)
+
+
+@pytest.mark.slow
+async def test_a_word_of_the_caller_with_which_an_injected_message_begins_is_the_callers(redis_url: str) -> None:
+    async def play(agent: Peer) -> None:
+        await agent.greet()
+        await agent.next()
+        await agent.send({"type": "InjectionRefused"}, {"type": "UserStartedSpeaking"})
+        await agent.send({"type": "ConversationText", "role": "user", "content": "Yes"})
+        await agent.hold()
+
+    app = DeepgramBridge(configuration())
+    notes = Notes(app)
+    async with played_agent(play) as agent, running(app, redis_url, agent) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        await notes.wait("session_start")
+        await notes.session.send_user_message("Yes, the card was charged.")
+        assert types(await vaic.until("userStream.speech.committed")) == [
+            f"userStream.speech.{what}" for what in ("started", "stopped", "recognition", "committed")
+        ]
