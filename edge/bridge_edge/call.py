@@ -272,6 +272,8 @@ class Call:
                 self._playout.release()
             case {"name": "transferStatus", "value": {"status": "failed"}}:
                 self._leaving = False
+            case {"name": "playUrlFailed"}:
+                self._playout.prompt_failed()
             case {"name": "playFinished", "value": {"playedDurationMS": int() | float() as played_ms, **value}}:
                 self._playout.vaic_played(played_ms, str(value.get("status")), self.edge.loop.time())
         self._activities += 1

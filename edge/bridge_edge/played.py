@@ -55,6 +55,12 @@ class Prompts:
         if turn is not None:
             self._newest = prompt
 
+    def failed(self) -> None:
+        """The oldest prompt that was not streamed could not be played: nothing will be reported of it."""
+        prompt = next((waiting for waiting in self._waiting if waiting.turn is None), None)
+        if prompt is not None:
+            self._waiting.remove(prompt)
+
     def sent(self, ms: float) -> None:
         """So much went into the newest stream."""
         self._newest.ms += ms

@@ -168,14 +168,16 @@ class Playout:
             self._actions.append(Played(turn, 0, "cut"))
 
     def unsent(self, nbytes: int) -> None:
-        """So much of what was given out last will not go to VAIC after all."""
-        ms = self._media.ms(nbytes)
-        speaking = next((turn for turn in reversed(self._turns) if turn.sent_ms), None)
-        if nbytes and speaking is not None:
-            speaking.sent_ms = max(0.0, speaking.sent_ms - ms)
-            speaking.play_end -= ms / 1000
+        """So much of what was given out last will not go to VAIC after all, of one turn or of several."""
+        left = self._media.ms(nbytes)
+        for turn in reversed(self._turns):
+            ms = min(left, turn.sent_ms)
+            turn.sent_ms -= ms
+            turn.play_end -= ms / 1000
             self._horizon -= ms / 1000
-            self._prompts.sent(-ms)
+            left -= ms
+            if turn is self._turns[-1]:
+                self._prompts.sent(-ms)
 
     def forsake(self, epoch: int) -> list[Played]:
         """The owners before this epoch are gone: their turns end with what is here.
@@ -195,6 +197,10 @@ class Playout:
     def prompt(self) -> None:
         """VAIC is asked to play something that is not streamed; it will report its end in turn."""
         self._prompts.opened(None)
+
+    def prompt_failed(self) -> None:
+        """VAIC could not play it."""
+        self._prompts.failed()
 
     def vaic_played(self, played_ms: float, status: str, now: float) -> None:
         """VAIC reports the end of something it played (Bot API reference §6.6): its word counts more than the play

@@ -740,3 +740,17 @@ def test_what_did_not_go_to_vaic_after_all_was_not_heard():
     playout.cut(T1, START + 0.3)
     heard_ms = 100 * (len(chunks) - 1)
     assert playout.poll(START + 0.3) == [StopStream(), Played(T1, heard_ms, "cut")]
+
+
+def test_of_several_turns_that_did_not_go_to_vaic_the_latest_were_not_heard():
+    playout = Playout(MULAW, prefix="1", lead_ms=300, chunk_ms=100)
+    playout.audio(T1, bytes(MULAW.nbytes(200)), START)
+    playout.end(T1)
+    playout.audio(T2, bytes(MULAW.nbytes(1000)), START)
+    actions = [*playout.poll(START), *playout.poll(START + 0.05)]
+    chunks = [action for action in actions if isinstance(action, SendChunk)]
+    assert len(chunks) == 3
+    playout.unsent(sum(len(chunk.data) for chunk in chunks[1:]))
+    playout.cut(T2, START + 0.15)
+    played = [action for action in playout.poll(START + 0.15) if isinstance(action, Played)]
+    assert played == [Played(T1, 100, "cut"), Played(T2, 0, "cut")]

@@ -220,6 +220,7 @@ class AgentEvents:
         if self._echo.takes(content):  # what we said again for the caller
             return
         c.functions.caller_spoke()
+        c.speech.caller_said()
         c.timings.understood(c.loop.time())
         self._understood_ns = tracing.now_ns()
         injected = c.injections.said("user", content)
@@ -241,6 +242,11 @@ class AgentEvents:
         if self._agent_echo.takes(content):  # what the caller had not heard, said again
             self._again_turn = turn = c.speech.begin()
             c.caller.tell(Kind.SPEECH, ["agent", content, list(turn)])
+            return
+        if c.speech.unwanted(c.loop.time()):  # VAIC broke this answer off
+            entry = self._store("assistant", content, c.speech.turn)
+            c.caller.heard(self.heard([LineHeard(entry, 0, True)]))
+            c.event("conversation_text", self._text("assistant", content))
             return
         turn = c.speech.begin()
         entry = self._store("assistant", content, turn)

@@ -211,7 +211,7 @@ class CallerSide:
                 for each in over:
                     self._turn_over(each)
                 if not over and body[2] != "playing" and (lines := self._c.speech.corrected(turn, body[1])):
-                    self._c.tasks.create_task(self._keep_heard(self._c.events.heard(lines)))
+                    self.heard(self._c.events.heard(lines))
             case Kind.USTREAM:
                 self._c.agent.stream(body[0])
             case Kind.END:
@@ -277,11 +277,14 @@ class CallerSide:
         self.turn_over_at = self._loop.time()
         if over.announce:
             self._c.events.audio_done()
-        self._c.tasks.create_task(self._keep_heard(self._c.events.turn_over(over)))
+        self.heard(self._c.events.turn_over(over))
 
     def _keep_heard_of_former(self, turn: Turn, heard_ms: int, *, whole: bool) -> None:
         """The edge tells how much will have been heard of a turn whose owner is gone."""
-        lines = self._c.events.former_turn(turn, heard_ms, whole=whole)
+        self.heard(self._c.events.former_turn(turn, heard_ms, whole=whole))
+
+    def heard(self, lines: Iterable[LineHeard]) -> None:
+        """Keep in Redis how much of some lines was heard."""
         self._c.tasks.create_task(self._keep_heard(lines))
 
     async def _keep_heard(self, lines: Iterable[LineHeard]) -> None:

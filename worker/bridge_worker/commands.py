@@ -85,12 +85,13 @@ class Injections:
             self._c.tasks.create_task(self._work(self._current, sent=True))
 
     def said(self, role: str, content: str) -> bool:
-        """A text of the conversation; whether it is what was injected. The agent repeats that, maybe sentence by
-        sentence."""
+        """A text of the conversation, redacted; whether it is what was injected. The agent repeats that, its own maybe
+        sentence by sentence."""
         if self._current is None or not content.strip():
             return False
         verb, text = self._current
-        ours = ROLES[verb] == role and text.strip().startswith(content.strip())
+        text, content = self._c.redacted(text).strip(), content.strip()
+        ours = ROLES[verb] == role and (text == content or (role == "assistant" and text.startswith(content)))
         if ours:
             self._came("said")
         return ours

@@ -210,6 +210,7 @@ class Conversation:
             and self.agent.connection is not None
             and now - self.caller_spoke_at > UTTERANCE_SECONDS
             and not (self.speech.speaking or self.injections.busy or self.parting or self.agent.busy)
+            and not self.speech.may_go_on(now)
             and (last[1]["role"] != "user" if last is not None else now - self.active_at > GREETING_SECONDS)
             and not (self.telephony.busy or self.agent_lane.busy)
             and self.caller.settled
@@ -281,6 +282,7 @@ class Conversation:
             self.session._state = SessionState.ENDED
         if not self.closed.is_set():
             metrics.audio_dropped_ms.labels(where="agent_ahead").inc(self.speech.dropped_ms)
+            metrics.underruns.inc(self.speech.gaps)
         self.closed.set()
 
     async def until_quiet(self, seconds: float) -> bool:

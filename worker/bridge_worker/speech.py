@@ -34,7 +34,13 @@ GATE_SECONDS = 1.5
 
 STILL_SECONDS = 2.0
 """A turn that was heard as far as it goes, and brings nothing new for so long, is over: its `AgentAudioDone` is
-missing (§4.3), or came before its last audio."""
+missing (§4.3), or came before its last audio. If the agent was only thinking, what it says next is another turn."""
+
+THINKING_SECONDS = 5.0
+"""How long after that the agent may still be about to go on, and is better not replaced."""
+
+UNSPOKEN_SECONDS = 10.0
+"""A text of which no audio has come by then is not spoken any more; `AgentAudioDone` may be missing here too."""
 
 ROUNDING_MS = 10.0
 """Half a frame of rounding is not an interruption."""
@@ -85,7 +91,8 @@ class _Turn:
     done: bool = False
     """`AgentAudioDone` came: there is no more audio."""
     doubtful: bool = False
-    """An `AgentAudioDone` that came before its audio was taken for that of the turn before."""
+    """That it has no more audio is likely: an `AgentAudioDone` that came before its audio was taken for that of the
+    turn before, or all of it was heard at another edge."""
     told: bool = False
     """TURNEND or CUT was sent."""
     cut: bool = False
@@ -109,8 +116,16 @@ class Speech:
         self._current: _Turn | None = None
         self._count = 0
         self._gate_until = 0.0
-        self._done_owed_until = 0.0
-        """Until then an `AgentAudioDone` may be that of a turn that was cut."""
+        self._broken_off = False
+        """VAIC broke a turn off, of which the agent knows nothing: it may go on with it."""
+        self._begun = False
+        """The agent has begun to speak and did not say yet that it is done, whatever became of the turn."""
+        self._owed: deque[float] = deque()
+        """For each `AgentAudioDone` that may still come of something that was cut: until when."""
+        self._paused: _Turn | None = None
+        """The turn that ended because the agent was still: its last line may go on."""
+        self._unspoken: tuple[_Turn | None, float] = (None, 0.0)
+        """The turn of which only text has come, and since when that is known."""
         self._audio_at = self._still_since = 0.0
         """When audio came last, and when there was last something new of the current turn, from agent or edge."""
         self._waiting_bytes = 0
@@ -120,6 +135,8 @@ class Speech:
         """When the edge last told of what is heard, or was given the first of it."""
         self.dropped_ms = 0.0
         """Audio that was dropped because too much of it waited."""
+        self.gaps = 0
+        """Turns that went on after they had been taken for over: gaps of which the edge knows nothing."""
 
     @property
     def turn(self) -> Turn:
@@ -131,26 +148,32 @@ class Speech:
         """Whether there is a turn that the caller has not heard to its end."""
         return bool(self._turns)
 
+    def may_go_on(self, now: float) -> bool:
+        """Whether a turn ended only because the agent was still, and not long ago."""
+        return self._paused is not None and now < self._still_since + STILL_SECONDS + THINKING_SECONDS
+
     @property
     def unfinished(self) -> tuple[str, float] | None:
         """The line that the agent is in the middle of: its entry, and the milliseconds of it that have come. None when
-        no turn is open, or it has no line."""
-        if self._current is None or not self._current.lines:
+        no turn is open and none has ended because the agent was still, or it has no line."""
+        turn = self._current or self._paused
+        if turn is None or not turn.lines:
             return None
-        line = self._current.lines[-1]
-        return line.entry, self._current.received_ms - line.begins_ms
+        line = turn.lines[-1]
+        return line.entry, turn.received_ms - line.begins_ms
 
     def audio(self, data: bytes, now: float) -> bool:
         """Take a binary frame of the agent. False if it is of a turn that was cut, or no whole sample."""
         if now < self._gate_until:
+            self.unwanted(now)
             return False
-        if self._current is None and now >= self._audio_at + GATE_SECONDS:
+        if self._current is None and self._paused is None and now >= self._audio_at + GATE_SECONDS:
             self._align.reset()
         samples = self._align.feed(data)
         if not samples:
             return False
         self._audio_at = self._still_since = now
-        turn = self._begin()
+        turn = self._current or self._go_on()
         if not turn.received_ms and turn is self._turns[0]:  # the edge cannot have told of it yet
             self._told_at = now
         room = self._room - self._waiting_bytes
@@ -175,9 +198,20 @@ class Speech:
         turn = self._begin()
         turn.lines.append(Line(entry, turn.received_ms))
 
+    def unwanted(self, now: float) -> bool:
+        """Whether what the agent sends now belongs to a turn that VAIC broke off. Then so does what follows soon."""
+        if self._broken_off and now < self._gate_until:
+            self._gate_until = now + GATE_SECONDS
+            return True
+        return False
+
+    def caller_said(self) -> None:
+        """What the agent says from now on answers this."""
+        self._broken_off = False
+
     def sign_of_turn(self) -> None:
         """The agent says that a new turn begins, or that it goes on: its audio is wanted again."""
-        self._gate_until = 0.0
+        self._gate_until, self._broken_off = 0.0, False
         if self._current is None:  # and only here: late audio may begin with the other half of a sample
             self._align.reset()
 
@@ -191,20 +225,21 @@ class Speech:
             False if there was no turn for it, so that nothing will be reported about it later.
         """
         turn = self._current
-        if announce and now < self._done_owed_until and (turn is None or not turn.received_ms):
-            # of the turn that was cut; more of its audio may come behind it
-            self._done_owed_until = 0.0
+        if not announce:
+            self._owed.clear()
+        while self._owed and self._owed[0] <= now:
+            self._owed.popleft()
+        if self._owed and (turn is None or not turn.received_ms):
+            # of something that was cut; more of its audio may come behind it
+            self._owed.popleft()
             self._still_since = now
             if turn is not None:
                 turn.doubtful = True
             return False
-        self._gate_until = 0.0
-        self._current = None
-        if turn is None:
-            return False
-        turn.done, turn.announce = True, announce
-        self._spend()
-        return True
+        self._gate_until, self._broken_off = 0.0, False
+        self._begun, self._paused = False, None
+        self._finish(announce=announce)
+        return turn is not None
 
     def expire(self, now: float) -> bool:
         """End the current turn if it has been still for too long; whether it was."""
@@ -213,17 +248,22 @@ class Speech:
             return False
         if turn.received_ms:
             over = turn.heard_ms >= turn.received_ms - ROUNDING_MS
+        elif turn is not self._unspoken[0]:
+            self._unspoken, over = (turn, now), turn.doubtful
         else:
-            over = turn.doubtful
-        return over and self.done(now, announce=False)
+            over = turn.doubtful or now >= self._unspoken[1] + UNSPOKEN_SECONDS
+        if over:
+            self._paused = turn
+            self._finish(announce=False)
+        return over
 
     def cut(self, now: float) -> None:
         """The caller speaks: nothing more of what was begun may be heard. Harmless when nothing was."""
-        self._gate_until = now + GATE_SECONDS
+        self._gate_until, self._broken_off = now + GATE_SECONDS, False
         self._align.reset()
-        if self._current is not None:
-            self._done_owed_until = now + GATE_SECONDS
-        self._current = None
+        if self._begun:
+            self._owed.append(now + GATE_SECONDS)
+        self._begun, self._paused, self._current = False, None, None
         if not self._turns:
             return
         for turn in self._turns:
@@ -262,7 +302,7 @@ class Speech:
                 if state == "playing":
                     break
                 if state == "cut" and turn is self._current:  # VAIC broke it off: what comes of it is too late
-                    self._gate_until = now + GATE_SECONDS
+                    self._gate_until, self._broken_off = now + GATE_SECONDS, True
             elif turn.cut:  # its last report was lost with its edge
                 outcome = "cut"
             else:  # likewise, but a later turn can only be heard after it
@@ -290,11 +330,28 @@ class Speech:
         return out
 
     def _begin(self) -> _Turn:
+        self._begun, self._paused = True, None
         if self._current is None:
             self._count += 1
             self._current = _Turn((self._epoch, self._count))
             self._turns.append(self._current)
         return self._current
+
+    def _go_on(self) -> _Turn:
+        """A turn that begins without a text: with the line that a pause has divided, if there is one."""
+        paused = self._paused
+        turn = self._begin()
+        if paused is not None:
+            self.gaps += paused.received_ms > 0
+            turn.lines = [Line(line.entry, line.begins_ms - paused.received_ms) for line in paused.lines]
+        return turn
+
+    def _finish(self, *, announce: bool) -> None:
+        """The current turn, if there is one, has all its audio."""
+        turn, self._current = self._current, None
+        if turn is not None:
+            turn.done, turn.announce = True, announce
+            self._spend()
 
     def _heard(self, turn: _Turn, heard_ms: float) -> None:
         turn.heard_ms = max(turn.heard_ms, heard_ms)
@@ -315,7 +372,7 @@ class Speech:
             waiting=deque([*again, *turn.waiting]),
             announce=turn.announce,
             done=turn.done,
-            doubtful=turn.doubtful,
+            doubtful=turn.doubtful or 0 < turn.received_ms <= turn.heard_ms,
             lines=[Line(line.entry, line.begins_ms - turn.heard_ms) for line in turn.lines],
         )
 
