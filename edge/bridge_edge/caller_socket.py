@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any, cast
+from typing import Any
 
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
@@ -97,7 +97,7 @@ class CallerSocket(Direct, ServerConnection):
         if self._dropped:
             return
         if self._understood:
-            frame = cast(Frame, event)
+            frame: Frame = event
             if frame.opcode is Opcode.PING:
                 if self._pings.take(self.loop.time()) > 0.0:
                     return self._drop("pings")

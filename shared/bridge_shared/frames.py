@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -96,7 +96,8 @@ def pack(frames: Sequence[Frame]) -> bytes:
         FrameError: a body holds what msgpack cannot carry. `check` finds that where the body comes from.
     """
     try:
-        return cast(bytes, msgpack.packb(frames))
+        packed: bytes = msgpack.packb(frames)
+        return packed
     except (TypeError, ValueError, OverflowError) as error:
         raise FrameError(f"a frame of kinds {sorted({f.kind for f in frames})} cannot be packed: {error}") from error
 

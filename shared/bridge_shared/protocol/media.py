@@ -55,10 +55,7 @@ class Media:
     wav: bool
     """Each stream begins with a RIFF/WAVE header."""
     sample_bytes: int
-
-    @property
-    def bytes_per_second(self) -> int:
-        return self.rate * self.sample_bytes
+    bytes_per_second: int
 
     def nbytes(self, ms: float) -> int:
         """The bytes of `ms` milliseconds, rounded down to whole samples; never negative."""
@@ -83,7 +80,8 @@ def _cached(byte: bytes, size: int) -> bytes:
 def _media(token: MediaFormat) -> Media:
     container, _, coding = token.partition("/")
     encoding, rate = _CODINGS[coding]
-    return Media(token, encoding, rate, container == "wav", 1 if encoding == "mulaw" else 2)
+    size = 1 if encoding == "mulaw" else 2
+    return Media(token, encoding, rate, container == "wav", size, rate * size)
 
 
 _MEDIA: Final[dict[str, Media]] = {token: _media(token) for token in FORMATS}

@@ -21,7 +21,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, Protocol, cast
+from typing import Any, Final, Literal, Protocol
 
 from hiredis import pack_command
 from redis import exceptions
@@ -124,7 +124,7 @@ class Lone:
 
 def pack(*args: str | bytes | int) -> bytes:
     """One command in RESP."""
-    return cast(bytes, pack_command(args))  # type: ignore[arg-type]  # its stub means a tuple of one
+    return pack_command(args)  # type: ignore[arg-type,no-any-return]  # its stub means a tuple of one
 
 
 ASKING: Final = pack("ASKING")
@@ -356,9 +356,9 @@ class Wire:
 
     async def _next(self, connection: Connection) -> Any:
         """The next reply, without redis-py's time-outs and checks around each: two thirds of what it would cost."""
-        parser = cast(Any, connection._parser)
-        stream = cast(asyncio.StreamReader, connection._reader)
+        parser: Any = connection._parser
         while (reply := parser._reader.gets()) is NOT_ENOUGH_DATA:
+            stream: Any = connection._reader
             data = await stream.read(READ_BYTES)
             if not data:
                 raise RedisUnavailable("the server closed the connection")
