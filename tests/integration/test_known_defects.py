@@ -488,7 +488,6 @@ async def test_a_body_that_does_not_validate_is_answered_with_422(redis_url: str
             assert answer.status_code == 422
 
 
-@open_defect
 async def test_probes_are_answered_while_a_hundred_others_are_connected_to_the_admin_port(
     redis_url: str, tmp_path: Path
 ) -> None:
