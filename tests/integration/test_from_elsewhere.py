@@ -67,8 +67,8 @@ async def redis(url: str) -> AsyncIterator[tuple[Server, Calls, Remote]]:
 
 
 @contextlib.asynccontextmanager
-async def calling(edge: Pod) -> AsyncIterator[SimulatedCall]:
-    async with SimulatedCall(edge.url, CallPlan(turn_timeout_s=40)) as call:
+async def calling(edge: Pod, *, transfer_fails: bool = False) -> AsyncIterator[SimulatedCall]:
+    async with SimulatedCall(edge.url, CallPlan(turn_timeout_s=40, transfer_fails=transfer_fails)) as call:
         await call.connect()
         await call.initiate()
         yield call
@@ -112,8 +112,9 @@ async def test_a_command_from_elsewhere_that_fails_costs_the_call_nothing(redis_
         async with calling(edge) as call:
             cid = call.conversation_id
             await remote.send(cid, "activities", [])
-            await remote.send(cid, "transfer", {"transferTarget": "tel:+49301", "transferSipHeaders": ["odd"]})
             await worker.until_logged("a command from elsewhere failed")
+            with pytest.raises(CommandRefused):
+                await remote.send(cid, "transfer", {"transferTarget": "tel:+49301", "transferSipHeaders": ["odd"]})
             await remote.send(cid, "agent", "inject_agent", "You are welcome.")
             await agent.connections[0].wait_for(lambda a: ("assistant", "You are welcome.") in a.injections)
 
@@ -168,6 +169,53 @@ async def test_a_transfer_stores_what_the_next_one_should_know_and_says_which_ca
     assert transfer["activityParams"]["transferSipHeaders"] == [
         {"name": "X-Conversation-Id", "value": call.conversation_id}
     ]
+
+
+async def test_a_transfer_that_failed_is_not_tried_again_by_the_next_owner(redis_url: str, tmp_path: Path) -> None:
+    async with SimulatedAgent(QUICK) as agent, Pods(redis_url, agent.url, application(tmp_path, ESCALATE)) as pods:
+        edge, *workers = await asyncio.gather(pods.edge(), pods.worker(), pods.worker())
+        async with redis(redis_url) as (_, calls, _), calling(edge, transfer_fails=True) as call:
+            first = next(worker for worker in workers if worker.logged("agent connected"))
+            (other,) = [worker for worker in workers if worker is not first]
+
+            async def forgotten() -> bool:
+                record = await calls.read(call.conversation_id)
+                return record is not None and "handoff" in record.raw and record.leaving is None
+
+            await call.send_dtmf("0")
+            await first.until_logged("transfer failed, the call goes on")
+            await first.until(forgotten, 10, "the record without the transfer")
+            first.kill()
+            await other.until(lambda: other.logged("call taken over"), 10, "the takeover")
+            await call.say("thank_you")
+            await call.wait_answer()
+            await call.hang_up()
+        assert [activity["name"] for activity in call.report().activities] == ["transfer"]
+        assert "ticket" not in other.stdout
+
+
+DECIDES = """
+@bridge.on("before_transfer")
+async def nobody_there(session, event):
+    await session.end_session("closed")
+
+@bridge.on("activity")
+async def keys(session, event):
+    if event.activity.get("value") == "0":
+        await session.transfer("tel:+49301")
+"""
+
+
+async def test_an_application_may_hang_up_instead_of_a_transfer_that_is_being_prepared(
+    redis_url: str, tmp_path: Path
+) -> None:
+    async with SimulatedAgent(QUICK) as agent, Pods(redis_url, agent.url, application(tmp_path, DECIDES)) as pods:
+        edge, worker = await asyncio.gather(pods.edge(), pods.worker())
+        async with calling(edge) as call:
+            await call.send_dtmf("0")
+            await call.wait_end()
+        await worker.until(lambda: "session_end ended" in worker.stdout, 10, "the finish")
+    assert [activity["name"] for activity in call.report().activities] == ["hangup"]
 
 
 async def test_a_handler_that_outlives_its_worker_s_ownership_still_reaches_the_call(

@@ -355,7 +355,6 @@ async def keys(session, event):
 """
 
 
-@open_defect
 async def test_the_summary_of_a_transfer_is_stored_though_the_call_has_changed_hands(
     redis_url: str, tmp_path: Path
 ) -> None:
@@ -376,7 +375,6 @@ async def test_the_summary_of_a_transfer_is_stored_though_the_call_has_changed_h
     assert json.loads(record.raw["handoff"])["summary"] == "wants a person"
 
 
-@open_defect
 async def test_in_example_07_a_caller_who_is_being_connected_is_connected_though_the_worker_dies(
     redis_url: str, tmp_path: Path
 ) -> None:
@@ -404,7 +402,6 @@ async def test_in_example_07_a_caller_who_is_being_connected_is_connected_though
 # ── remote control ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-@open_defect
 async def test_a_hang_up_that_was_accepted_is_carried_out_though_the_owner_dies_before_the_last_words_are_out(
     redis_url: str, tmp_path: Path
 ) -> None:

@@ -101,6 +101,11 @@ class CallRecord:
     raw: dict[str, str] = field(repr=False)
 
     @property
+    def leaving(self) -> dict[str, Any] | None:
+        """How the call is to be hung up or transferred, as its owner has written it; None unless that was asked for."""
+        return _json(self.raw.get("leaving"))
+
+    @property
     def duration_ms(self) -> int:
         """From active to ended, by Redis's clock; 0 unless both have been."""
         active, ended = _int(self.raw.get("active_ms")), _int(self.raw.get("ended_ms"))
