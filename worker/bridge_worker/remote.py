@@ -10,9 +10,9 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from bridge_shared import logs
-from bridge_shared.errors import BridgeError, CallOver, CallUnknown
+from bridge_shared.errors import BridgeError, CallOver, CallUnknown, Fenced
 from bridge_shared.frames import Frame
-from bridge_shared.remote import MOVED, OK, REFUSED, Remote
+from bridge_shared.remote import MOVED, NOT_KNOWN, OK, REFUSED, Remote
 from bridge_shared.types.deepgram import FunctionCall
 from bridge_shared.types.extra import TurnTiming
 from bridge_worker.leaving import Leave
@@ -52,11 +52,19 @@ async def _obey(
         return REFUSED + str(error).encode()
     if deed is None:
         return REFUSED + f"{verb} does not take these arguments".encode()
-    if await worker.commands.first(cid, command):  # otherwise it was asked again because our answer was lost
-        if isinstance(deed, Leave):
+    try:
+        begun = await worker.commands.begin(cid, command, we=c.we)
+    except Fenced:
+        return MOVED
+    if begun == 0:
+        return REFUSED + b"whoever asked for it has given it up"
+    if begun != c.we:  # otherwise it was asked again because our answer was lost
+        if isinstance(deed, Leave):  # of a former owner, too: twice does no harm
             if deed.transfers and c.parting and not c.control.leaves_by(deed):
                 return REFUSED + b"the call is being transferred or hung up already"
             c.control.intend(deed)
+        elif begun is not None:
+            return REFUSED + NOT_KNOWN.encode()
         log.info("a command from elsewhere", cid=cid, command=verb)
         c.tasks.create_task(_do(c, verb, deed))
     if isinstance(deed, Leave):

@@ -184,6 +184,7 @@ class CallKeys:
     transcript: str
     heard: str
     functions: str
+    commands: str
 
     @classmethod
     def of(cls, cid: str) -> CallKeys:
@@ -194,7 +195,7 @@ class CallKeys:
         if not _CID.fullmatch(cid):
             raise CallUnknown(cid)
         call = f"call:{{{cid}}}"
-        return cls(call, f"{call}:transcript", f"{call}:heard", f"{call}:functions")
+        return cls(call, f"{call}:transcript", f"{call}:heard", f"{call}:functions", f"{call}:commands")
 
 
 class Calls:
@@ -460,7 +461,9 @@ class Calls:
     async def forget(self, cid: str) -> bool:
         """Delete everything about a call, live or not. False: there was nothing."""
         keys = CallKeys.of(cid)
-        there = await self._server.execute_again("DEL", keys.call, keys.transcript, keys.heard, keys.functions)
+        there = await self._server.execute_again(
+            "DEL", keys.call, keys.transcript, keys.heard, keys.functions, keys.commands
+        )
         await self._server.execute_again("ZREM", self._index, cid)
         await self._server.execute_again("ZREM", self._ended, cid)
         return bool(there)
