@@ -37,6 +37,9 @@ FOLLOW_SECONDS: Final = 0.25
 ALIVE_SECONDS: Final = 15.0
 """A stream in which nothing is said shows by a comment that it lives."""
 
+CURSOR: Final = r"^([0-9]{1,15}-[A-Za-z0-9._-]{1,128})?$"
+"""Where a page begins: behind this call, by when it came; the call itself may have ended meanwhile."""
+
 Cid = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,128}$", description="VoiceAI Connect's conversation id.")]
 
 
@@ -68,6 +71,7 @@ class CallPage(BaseModel):
 
     calls: list[CallView]
     next: str | None
+    total: int = Field(description="how many live calls there are in all")
 
 
 class PodView(BaseModel):
@@ -180,15 +184,19 @@ def add(app: FastAPI, calls: Calls, remote: Remote, fleet: Fleet, token: str | N
 
     @router.get("/calls")
     async def list_calls(
-        limit: Annotated[int, Query(ge=1, le=PAGE)] = PAGE, after: Annotated[str, Query(max_length=128)] = ""
+        limit: Annotated[int, Query(ge=1, le=PAGE)] = PAGE,
+        after: Annotated[str, Query(pattern=CURSOR, description="`next` of the page before")] = "",
     ) -> CallPage:
         """The live calls, oldest first."""
-        live = await calls.live()
-        begin = live.index(after) + 1 if after in live else 0
-        some = live[begin : begin + limit]
-        records = [record for cid in some if (record := await calls.read(cid)) is not None]
-        more = begin + limit < len(live)
-        return CallPage(calls=[call_view(record) for record in records], next=some[-1] if more and some else None)
+        since, _, cid = after.partition("-")
+        some = await calls.live_page(limit + 1, (int(since or 0), cid))
+        page = some[:limit]
+        records = [record for _, cid in page if (record := await calls.read(cid)) is not None]
+        return CallPage(
+            calls=[call_view(record) for record in records],
+            next=f"{page[-1][0]}-{page[-1][1]}" if len(some) > limit else None,
+            total=await calls.live_count(),
+        )
 
     @router.get("/pods")
     async def list_pods() -> Pods:

@@ -580,6 +580,18 @@ async def test_fleets_on_one_redis_do_not_see_each_other(server):
     assert await server.execute("EXISTS", "{fleet}:calls") == 1
 
 
+async def test_pages_of_the_index_go_on_behind_a_call_though_many_came_in_its_millisecond(server, calls):
+    await server.execute(
+        "ZADD", "{fleet}:calls", *(part for n in range(7) for part in ("5", f"c{n}")), "4", "a", "6", "b"
+    )
+    pages, after = [], (0, "")
+    while page := await calls.live_page(2, after):
+        pages += [cid for _, cid in page]
+        await server.execute("ZREM", "{fleet}:calls", page[-1][1])
+        after = page[-1]
+    assert pages == ["a", *(f"c{n}" for n in range(7)), "b"]
+
+
 async def test_personal_data_is_not_in_the_representation_of_a_record(calls):
     await calls.attach("c1", edge="e1", new=NEW)
     assert "+1555" not in repr(await calls.read("c1"))

@@ -450,7 +450,6 @@ def _digits(call: SimulatedCall) -> list[str]:
 # ── the admin API ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-@open_defect
 async def test_pages_of_live_calls_show_each_once_though_calls_end_between_them(redis_url: str, tmp_path: Path) -> None:
     # api.py:172 begins again at the first call when `after` is no longer live: with many calls that end, for ever
     async with (
@@ -697,7 +696,6 @@ async def test_the_store_says_none_for_an_id_that_no_call_can_have(redis_url: st
         assert await store.get("no call") is None
 
 
-@open_defect
 async def test_the_page_counts_all_live_calls(redis_url: str, tmp_path: Path) -> None:
     # page.py: one page of /v1/calls, `next` is not looked at
     async with (

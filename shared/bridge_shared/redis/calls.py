@@ -479,6 +479,27 @@ class Calls:
         """The calls in the index, oldest first."""
         return [_text(cid) for cid in await self._server.execute_again("ZRANGE", self._index, 0, -1)]
 
+    async def live_page(self, limit: int, after: tuple[int, str] = (0, "")) -> list[tuple[int, str]]:
+        """At most so many calls in the index, oldest first, as (time of entry in ms, cid): those behind `after`, which
+        need not be there any more."""
+        since, _ = after
+        found: list[tuple[int, str]] = []
+        offset = 0
+        while len(found) < limit:  # more than one round if many are of the same millisecond
+            flat = await self._server.execute_again(
+                "ZRANGE", self._index, since, "+inf", "BYSCORE", "LIMIT", offset, limit, "WITHSCORES"
+            )
+            some = [(int(float(flat[i + 1])), _text(flat[i])) for i in range(0, len(flat), 2)]
+            found += [each for each in some if each > after]
+            offset += len(some)
+            if len(some) < limit:
+                break
+        return found[:limit]
+
+    async def live_count(self) -> int:
+        """How many calls are in the index."""
+        return int(await self._server.execute_again("ZCARD", self._index))
+
     async def transcript(self, cid: str) -> list[Line]:
         """The utterances in order, with what is known about how much of each was heard."""
         keys = CallKeys.of(cid)
