@@ -34,6 +34,12 @@ from bridge_shared.remote import Remote
 
 PAGE: Final = 100
 FOLLOW_SECONDS: Final = 0.25
+AWAY_SECONDS: Final = 30.0
+"""Who follows a call waits so long for a Redis that does not answer."""
+
+LOST_SECONDS: Final = 5.0
+"""And so long for its pods to write again what a Redis that was emptied has lost."""
+
 ALIVE_SECONDS: Final = 15.0
 """A stream in which nothing is said shows by a comment that it lives."""
 
@@ -211,7 +217,7 @@ def add(app: FastAPI, calls: Calls, remote: Remote, fleet: Fleet, token: str | N
 
     @router.get("/calls/{cid}/transcript", response_model=Transcript)
     async def get_transcript(cid: Cid, follow: bool = False) -> Any:
-        """What was said. With `follow` as server-sent events, a line each, until the call has ended."""
+        """What was said. With `follow` as server-sent events: `line` each, then `end`, or `error` for an outage."""
         await _known(calls, cid)
         if follow:
             return StreamingResponse(_events(calls, cid), media_type="text/event-stream")
@@ -334,17 +340,36 @@ def line_view(line: Line) -> LineView:
 
 
 async def follow(calls: Calls, cid: str) -> AsyncGenerator[Line, None]:
-    """What was said in a call so far, and what is said from now on until it has ended, once each. Cancelling it ends
-    the following."""
+    """What was said in a call so far, and what is said from now on until it has ended, once each, through an outage of
+    Redis of half a minute. Cancelling it ends the following.
+
+    Raises:
+        RedisUnavailable: it has not answered for longer.
+    """
+    loop = asyncio.get_running_loop()
     known: set[str] = set()
+    seen, answered_at, missing_since = False, loop.time(), None
     while True:
-        record = await calls.read(cid)
-        fresh = [line for line in await calls.transcript(cid) if line.id not in known]
-        for line in fresh:
-            known.add(line.id)
-            yield line
-        if record is None or record.state == "ended":
-            return
+        try:
+            record = await calls.read(cid)
+            lines = await calls.transcript(cid)
+        except RedisUnavailable:
+            if loop.time() > answered_at + AWAY_SECONDS:
+                raise
+        else:
+            answered_at = loop.time()
+            for line in lines:
+                if line.id not in known:
+                    known.add(line.id)
+                    yield line
+            if record is not None:
+                seen, missing_since = True, None
+                if record.state == "ended":
+                    return
+            else:
+                missing_since = missing_since or answered_at
+                if not seen or answered_at > missing_since + LOST_SECONDS:
+                    return
         await asyncio.sleep(FOLLOW_SECONDS)
 
 
@@ -353,8 +378,12 @@ async def _events(calls: Calls, cid: str) -> AsyncIterator[str]:
     queue: asyncio.Queue[str | None] = asyncio.Queue()
 
     async def lines() -> None:
-        async for line in follow(calls, cid):
-            queue.put_nowait(f"id: {line.id}\nevent: line\ndata: {line_view(line).model_dump_json()}\n\n")
+        try:
+            async for line in follow(calls, cid):
+                queue.put_nowait(f"id: {line.id}\nevent: line\ndata: {line_view(line).model_dump_json()}\n\n")
+            queue.put_nowait("event: end\ndata: {}\n\n")
+        except BridgeError as error:
+            queue.put_nowait(f"event: error\ndata: {Problem(detail=str(error)).model_dump_json()}\n\n")
         queue.put_nowait(None)
 
     async with asyncio.TaskGroup() as tasks:
@@ -369,7 +398,6 @@ async def _events(calls: Calls, cid: str) -> AsyncIterator[str]:
                     event = ": still here\n\n"
                 due = loop.time() + ALIVE_SECONDS
                 if event is None:
-                    yield "event: end\ndata: {}\n\n"
                     return
                 yield event
         finally:

@@ -18,6 +18,8 @@ from bridge_shared.remote import Remote
 from bridge_sim.agent import AgentScript, SimulatedAgent
 from bridge_sim.caller import SimulatedCall
 from bridge_sim.plan import CallPlan
+from conftest import RedisServer
+from deepgram_audiocodes_bridge.store import CallStore
 from pods import Pod, Pods, application
 
 QUICK = AgentScript(think_s=0.0)
@@ -212,6 +214,33 @@ async def keys(session, event):
     if event.activity.get("value") == "0":
         await session.transfer("tel:+49301")
 """
+
+
+async def test_who_follows_a_call_goes_on_when_redis_has_lost_it_for_a_moment(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    url = redis_server.url
+    async with SimulatedAgent(QUICK) as agent, Pods(url, agent.url, application(tmp_path)) as pods:
+        edge, _ = await asyncio.gather(pods.edge(), pods.worker())
+        async with redis(url) as (server, _, _), CallStore(url) as store, calling(edge) as call:
+            lines: list[str] = []
+
+            async def read() -> None:
+                async for line in store.follow(call.conversation_id):
+                    lines.append(line.content)
+
+            reading = asyncio.create_task(read())
+            await call.say("thank_you")
+            await call.wait_answer()
+            await edge.until(lambda: "You are welcome." in lines, 10, "the first lines")
+            await server.execute("FLUSHALL")
+            await call.say("thank_you")
+            await call.wait_answer()
+            await edge.until(lambda: len(lines) == 4, 10, "the next lines")
+            await call.hang_up()
+            await asyncio.wait_for(reading, 10)
+            transcript = [line.content for line in await store.transcript(call.conversation_id)]
+        assert lines == transcript
 
 
 async def test_an_application_may_hang_up_instead_of_a_transfer_that_is_being_prepared(

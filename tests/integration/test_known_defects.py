@@ -500,7 +500,6 @@ async def test_probes_are_answered_while_a_hundred_others_are_connected_to_the_a
                 writer.close()
 
 
-@open_defect
 async def test_a_transcript_that_is_followed_goes_on_after_a_short_outage_of_redis(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
