@@ -535,7 +535,6 @@ async def test_a_transcript_that_is_followed_goes_on_after_a_short_outage_of_red
 # ── forget ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@open_defect
 async def test_after_forget_nothing_in_redis_has_a_trace_of_the_call(redis_url: str, tmp_path: Path) -> None:
     # calls.py `forget` deletes four keys; {fleet}:offers has the cid for up to 10,000 calls, call:{cid}:cmd:*
     # stays a minute, the last entries of both inboxes until the next ones come

@@ -52,6 +52,9 @@ ENDED_INDEX_SECONDS: Final = 31 * 24 * 3600
 
 _CID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
+SOME: Final = 1000
+"""Entries of a long stream that are looked at in one go."""
+
 YOUNG_MS: Final = 10_000
 """Index entries younger than this are not swept: their call may be being written."""
 
@@ -210,6 +213,7 @@ class Calls:
         self._retention = transcript_ttl
         self._index = f"{{{fleet}}}:calls"
         self._ended = f"{{{fleet}}}:ended"
+        self._offers = f"{{{fleet}}}:offers"
 
     # Beginning, attaching, owning
 
@@ -459,14 +463,24 @@ class Calls:
         return repaired
 
     async def forget(self, cid: str) -> bool:
-        """Delete everything about a call, live or not. False: there was nothing."""
+        """Delete everything about a call, live or not, its offers too; frames in inboxes are gone when they have been
+        read, or a minute after their reader died. False: there was nothing."""
         keys = CallKeys.of(cid)
         there = await self._server.execute_again(
             "DEL", keys.call, keys.transcript, keys.heard, keys.functions, keys.commands
         )
         await self._server.execute_again("ZREM", self._index, cid)
         await self._server.execute_again("ZREM", self._ended, cid)
+        await self._forget_offers(cid)
         return bool(there)
+
+    async def _forget_offers(self, cid: str) -> None:
+        since = "-"
+        while entries := await self._server.execute_again("XRANGE", self._offers, since, "+", "COUNT", SOME):
+            of_call = [entry for entry, fields in entries if _pairs(fields).get("cid") == cid]
+            if of_call:
+                await self._server.execute_again("XDEL", self._offers, *of_call)
+            since = f"({_text(entries[-1][0])}"
 
     # Reading
 

@@ -417,7 +417,10 @@ if ARGV[2] ~= '' then
   local a, b = string.match(id, '(%d+)-(%d+)')
   local c, d = string.match(ARGV[2], '(%d+)-(%d+)')
   a, b, c, d = tonumber(a), tonumber(b), tonumber(c), tonumber(d)
-  if a > c or (a == c and b >= d) then redis.call('XTRIM', KEYS[1], 'MINID', ARGV[2]) end
+  if a > c or (a == c and b >= d) then
+    redis.call('XTRIM', KEYS[1], 'MINID', ARGV[2])
+    redis.call('XDEL', KEYS[1], ARGV[2])
+  end
 end
 return id
 """
