@@ -91,7 +91,6 @@ def test_each_redaction_pattern_takes_out_what_it_matches_alone() -> None:
     assert "1111" not in Redaction("(password) is \\w+\n(\\d)\\1{3}")("card 1111")
 
 
-@open_defect
 async def test_what_is_redacted_is_nowhere_in_redis_while_the_call_lives(redis_url: str, tmp_path: Path) -> None:
     # function_calls.py: `_note` stores the arguments (and the answer) of function calls as they are
     script = AgentScript(think_s=0.0, calls={"parcel_number": (("pay", '{"card":"4111111111111111"}'),)})
