@@ -203,6 +203,24 @@ async def test_a_transfer_that_failed_is_not_tried_again_by_the_next_owner(redis
         assert "ticket" not in other.stdout
 
 
+async def test_a_hang_up_that_waits_for_a_transfer_is_carried_out_by_the_next_owner_if_the_transfer_fails(
+    redis_url: str, tmp_path: Path
+) -> None:
+    async with SimulatedAgent(QUICK) as agent, Pods(redis_url, agent.url, application(tmp_path)) as pods:
+        edge, *workers = await asyncio.gather(pods.edge(), pods.worker(), pods.worker())
+        async with redis(redis_url) as (_, _, remote), calling(edge, transfer_fails=True) as call:
+            cid = call.conversation_id
+            first = next(worker for worker in workers if worker.logged("agent connected"))
+            await remote.send(cid, "agent", "inject_agent", "We are open from nine to five on all working days. " * 2)
+            await agent.connections[0].wait_for(lambda agent: agent.texts, 10)
+            await remote.send(cid, "transfer", {"transferTarget": "tel:+49301"})
+            await remote.send(cid, "hangup", "enough")
+            first.kill()
+            await call.wait_end()
+    names = [activity["name"] for activity in call.report().activities]
+    assert names == ["transfer", "hangup"]
+
+
 DECIDES = """
 @bridge.on("before_transfer")
 async def nobody_there(session, event):

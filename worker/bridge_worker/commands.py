@@ -159,6 +159,8 @@ class Commands:
         """A transfer whose `before_transfer` handlers have not returned yet."""
         self._unwritten: dict[str, Any] = {}
         self._writing: asyncio.Task[None] | None = None
+        self._refused = False
+        """What was written last was refused: the call has ended, or is another worker's."""
 
     async def agent_command(self, verb: str, *arguments: Any) -> None:
         """Send the agent a message; while it is being reached, wait for it or for the end of the call.
@@ -234,10 +236,18 @@ class Commands:
         if self._c.over:
             return
         if self._leaving is not None and not self._leaving.done():
-            if leave.transfers or not self._preparing:
+            if leave.transfers:
                 return
+            if not self._preparing:
+                return self._otherwise(leave)
             self._leaving.cancel()
         self._begin(leave)
+
+    def _otherwise(self, leave: Leave) -> None:
+        now = self._intended
+        if now is not None and now.transfers and now.otherwise is None:
+            now.otherwise = leave
+            self._note({"leaving": now.stored()})
 
     def leaves_by(self, leave: Leave) -> bool:
         """This is how the call is being left already."""
@@ -249,16 +259,17 @@ class Commands:
         if self._intended is not None and self._leaving is None:
             log.info("left as a former owner was asked", cid=self._c.cid, reason=self._intended.reason)
             self._begin(self._intended)
-        if self._leaving is not None:
+        while self._leaving is not None and not self._leaving.done():
             await asyncio.wait([self._leaving])
 
-    async def noted(self) -> None:
-        """Wait, for a while, until how the call is left is in its record. A Redis that is away keeps nobody from
-        leaving; it is written when it is back. Safe to cancel."""
+    async def noted(self) -> bool:
+        """Wait, for a while, until how the call is left is in its record; False if that is not ours to write any more.
+        A Redis that is away keeps nobody from leaving; it is written when it is back. Safe to cancel."""
         if self._writing is not None:
             _, waiting = await asyncio.wait([self._writing], timeout=STORED_SECONDS)
             if waiting:
                 log.warning("how the call is left is not stored yet: Redis does not answer", cid=self._c.cid)
+        return not self._refused
 
     def _begin(self, leave: Leave) -> None:
         c = self._c
@@ -295,8 +306,10 @@ class Commands:
         patience = settings.transfer_wait_seconds if leave.transfers else settings.hangup_wait_seconds
         await c.within(patience, lambda: c.over or c.caller.peer_ended.is_set() or c.caller.transfer_failed.is_set())
         if c.caller.transfer_failed.is_set() and not c.caller.peer_ended.is_set():
-            self._intended = None
-            c.leaving = c.parting = False
+            c.leaving = False
+            if leave.otherwise is not None:
+                return self._begin(leave.otherwise)
+            self._intended, c.parting = None, False
             self._note({"leaving": None})
             log.info("transfer failed, the call goes on", cid=c.cid)
         else:
@@ -317,7 +330,7 @@ class Commands:
         while self._unwritten:
             fields, self._unwritten = self._unwritten, {}
             try:
-                await c.worker.calls.amend(c.cid, we=c.we, fields=fields)
+                self._refused = not await c.worker.calls.amend(c.cid, we=c.we, fields=fields)
             except BridgeError as error:
                 self._unwritten = fields | self._unwritten
                 log.debug("how the call is left waits for Redis", cid=c.cid, error=str(error))

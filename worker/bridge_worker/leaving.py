@@ -25,6 +25,7 @@ class Leave:
         reason, detail: of the end of the call then; the detail of a transfer is whom it goes to.
         summary: of a transfer, what the next one should know.
         told: the application's `before_transfer` handlers have run.
+        otherwise: what was asked for meanwhile, should the transfer fail.
     """
 
     activity: dict[str, Any]
@@ -32,6 +33,7 @@ class Leave:
     detail: str
     summary: str = ""
     told: bool = False
+    otherwise: Leave | None = None
 
     @classmethod
     def hang_up(cls, reason: str | None) -> Leave:
@@ -62,7 +64,7 @@ class Leave:
         match stored:
             case {"activity": dict(activity), "reason": str(reason), "detail": str(detail)}:
                 summary, told = stored.get("summary", ""), bool(stored.get("told"))
-                return cls(activity, reason, detail, str(summary), told)
+                return cls(activity, reason, detail, str(summary), told, cls.of(stored.get("otherwise")))
         return None
 
     @property
@@ -78,7 +80,8 @@ class Leave:
     def stored(self) -> dict[str, Any]:
         """For the call's record; see `of`."""
         fields = ("activity", "reason", "detail", "summary", "told")
-        return {name: getattr(self, name) for name in fields}
+        otherwise = self.otherwise.stored() if self.otherwise is not None else None
+        return {**{name: getattr(self, name) for name in fields}, "otherwise": otherwise}
 
 
 def _checked(leave: Leave) -> Leave:

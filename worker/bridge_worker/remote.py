@@ -67,9 +67,9 @@ async def _obey(
             return REFUSED + NOT_KNOWN.encode()
         log.info("a command from elsewhere", cid=cid, command=verb)
         c.tasks.create_task(_do(c, verb, deed))
-    if isinstance(deed, Leave):
-        await c.control.noted()  # from now on the next owner does it, should this one die
-    return OK
+    if isinstance(deed, Leave) and not await c.control.noted():
+        return MOVED
+    return OK  # should this worker die now, the next owner leaves the call as asked
 
 
 async def _do(c: Conversation, verb: str, deed: Deed | Leave) -> None:
