@@ -15,7 +15,9 @@ from typing import Final
 
 import uvicorn
 from fastapi import FastAPI
-from fastapi.responses import PlainTextResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bridge_shared import logs, metrics
 from bridge_shared.errors import ConfigError
@@ -24,6 +26,12 @@ _log = logs.get("admin")
 
 # How often the loop's punctuality is measured, seconds: as often as pods beat.
 _BEAT: Final = 0.25
+
+# Requests of the API at work at once, streams that are followed among them; probes and the scraper are not counted.
+_REQUESTS: Final = 100
+
+# More than requests can be at work, so that there is always one of which nothing is lost.
+_CONNECTIONS: Final = 200
 
 
 class Admin:
@@ -90,13 +98,12 @@ class Admin:
         sockets, self._socket = [self._socket], None
         server = _Server(
             uvicorn.Config(
-                self.app,
+                _Crowd(self.app),
                 log_config=None,
                 access_log=False,
                 lifespan="off",
                 timeout_graceful_shutdown=1,
-                # Probes and a scraper need a handful; the rest is somebody knocking at the wrong door.
-                limit_concurrency=100,
+                http=_Connection,
             )
         )
         beating = asyncio.create_task(self._beat(), name="admin beat")
@@ -128,6 +135,44 @@ class Admin:
 
     async def _metrics(self) -> Response:
         return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)
+
+
+class _Connection(H11Protocol):
+    """One connection. Of too many the oldest that nobody waits at is broken off, so that a probe always gets in:
+    uvicorn's own limit counts those that only stand there, and answers the probe with 503."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._since = self.loop.time()
+        if len(self.connections) > _CONNECTIONS:
+            others = [c for c in self.connections if isinstance(c, _Connection) and c is not self and c._waits]
+            if others:
+                min(others, key=lambda c: c._since).transport.abort()
+
+    @property
+    def _waits(self) -> bool:
+        """We wait for the client: for a request, or for the rest of one."""
+        return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
+
+
+class _Crowd:
+    """The application, as long as not too many requests of the API are at work at once: the probes come first."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._at_work = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+            return await self._app(scope, receive, send)
+        if self._at_work >= _REQUESTS:
+            problem = {"detail": f"{_REQUESTS} requests are at work here; try again, or ask another pod"}
+            return await JSONResponse(problem, 503, {"Retry-After": "1"})(scope, receive, send)
+        self._at_work += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._at_work -= 1
 
 
 class _Server(uvicorn.Server):

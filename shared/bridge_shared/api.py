@@ -34,8 +34,17 @@ from bridge_shared.remote import Remote
 
 PAGE: Final = 100
 FOLLOW_SECONDS: Final = 0.25
+AWAY_SECONDS: Final = 30.0
+"""Who follows a call waits so long for a Redis that does not answer."""
+
+LOST_SECONDS: Final = 5.0
+"""And so long for its pods to write again what a Redis that was emptied has lost."""
+
 ALIVE_SECONDS: Final = 15.0
 """A stream in which nothing is said shows by a comment that it lives."""
+
+CURSOR: Final = r"^([0-9]{1,15}-[A-Za-z0-9._-]{1,128})?$"
+"""Where a page begins: behind this call, by when it came; the call itself may have ended meanwhile."""
 
 Cid = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,128}$", description="VoiceAI Connect's conversation id.")]
 
@@ -68,6 +77,7 @@ class CallPage(BaseModel):
 
     calls: list[CallView]
     next: str | None
+    total: int = Field(description="how many live calls there are in all")
 
 
 class PodView(BaseModel):
@@ -180,15 +190,19 @@ def add(app: FastAPI, calls: Calls, remote: Remote, fleet: Fleet, token: str | N
 
     @router.get("/calls")
     async def list_calls(
-        limit: Annotated[int, Query(ge=1, le=PAGE)] = PAGE, after: Annotated[str, Query(max_length=128)] = ""
+        limit: Annotated[int, Query(ge=1, le=PAGE)] = PAGE,
+        after: Annotated[str, Query(pattern=CURSOR, description="`next` of the page before")] = "",
     ) -> CallPage:
         """The live calls, oldest first."""
-        live = await calls.live()
-        begin = live.index(after) + 1 if after in live else 0
-        some = live[begin : begin + limit]
-        records = [record for cid in some if (record := await calls.read(cid)) is not None]
-        more = begin + limit < len(live)
-        return CallPage(calls=[call_view(record) for record in records], next=some[-1] if more and some else None)
+        since, _, cid = after.partition("-")
+        some = await calls.live_page(limit + 1, (int(since or 0), cid))
+        page = some[:limit]
+        records = [record for _, cid in page if (record := await calls.read(cid)) is not None]
+        return CallPage(
+            calls=[call_view(record) for record in records],
+            next=f"{page[-1][0]}-{page[-1][1]}" if len(some) > limit else None,
+            total=await calls.live_count(),
+        )
 
     @router.get("/pods")
     async def list_pods() -> Pods:
@@ -203,7 +217,7 @@ def add(app: FastAPI, calls: Calls, remote: Remote, fleet: Fleet, token: str | N
 
     @router.get("/calls/{cid}/transcript", response_model=Transcript)
     async def get_transcript(cid: Cid, follow: bool = False) -> Any:
-        """What was said. With `follow` as server-sent events, a line each, until the call has ended."""
+        """What was said. With `follow` as server-sent events: `line` each, then `end`, or `error` for an outage."""
         await _known(calls, cid)
         if follow:
             return StreamingResponse(_events(calls, cid), media_type="text/event-stream")
@@ -326,17 +340,36 @@ def line_view(line: Line) -> LineView:
 
 
 async def follow(calls: Calls, cid: str) -> AsyncGenerator[Line, None]:
-    """What was said in a call so far, and what is said from now on until it has ended, once each. Cancelling it ends
-    the following."""
+    """What was said in a call so far, and what is said from now on until it has ended, once each, through an outage of
+    Redis of half a minute. Cancelling it ends the following.
+
+    Raises:
+        RedisUnavailable: it has not answered for longer.
+    """
+    loop = asyncio.get_running_loop()
     known: set[str] = set()
+    seen, answered_at, missing_since = False, loop.time(), None
     while True:
-        record = await calls.read(cid)
-        fresh = [line for line in await calls.transcript(cid) if line.id not in known]
-        for line in fresh:
-            known.add(line.id)
-            yield line
-        if record is None or record.state == "ended":
-            return
+        try:
+            record = await calls.read(cid)
+            lines = await calls.transcript(cid)
+        except RedisUnavailable:
+            if loop.time() > answered_at + AWAY_SECONDS:
+                raise
+        else:
+            answered_at = loop.time()
+            for line in lines:
+                if line.id not in known:
+                    known.add(line.id)
+                    yield line
+            if record is not None:
+                seen, missing_since = True, None
+                if record.state == "ended":
+                    return
+            else:
+                missing_since = missing_since or answered_at
+                if not seen or answered_at > missing_since + LOST_SECONDS:
+                    return
         await asyncio.sleep(FOLLOW_SECONDS)
 
 
@@ -345,8 +378,12 @@ async def _events(calls: Calls, cid: str) -> AsyncIterator[str]:
     queue: asyncio.Queue[str | None] = asyncio.Queue()
 
     async def lines() -> None:
-        async for line in follow(calls, cid):
-            queue.put_nowait(f"id: {line.id}\nevent: line\ndata: {line_view(line).model_dump_json()}\n\n")
+        try:
+            async for line in follow(calls, cid):
+                queue.put_nowait(f"id: {line.id}\nevent: line\ndata: {line_view(line).model_dump_json()}\n\n")
+            queue.put_nowait("event: end\ndata: {}\n\n")
+        except BridgeError as error:
+            queue.put_nowait(f"event: error\ndata: {Problem(detail=str(error)).model_dump_json()}\n\n")
         queue.put_nowait(None)
 
     async with asyncio.TaskGroup() as tasks:
@@ -361,7 +398,6 @@ async def _events(calls: Calls, cid: str) -> AsyncIterator[str]:
                     event = ": still here\n\n"
                 due = loop.time() + ALIVE_SECONDS
                 if event is None:
-                    yield "event: end\ndata: {}\n\n"
                     return
                 yield event
         finally:

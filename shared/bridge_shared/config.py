@@ -286,7 +286,7 @@ class Settings(BaseSettings):
     play_lead_ms: int = _setting(300, "how far playing may run ahead of real time", "milliseconds", low=20, high=5000)
     play_chunk_ms: int = _setting(100, "audio in one message to the caller", "milliseconds", low=10, high=1000)
     redact: str | None = _setting(
-        None, "regular expressions, one a line: what they match in an utterance is never stored"
+        None, "regular expressions, one a line: what they match in an utterance or a function call is never stored"
     )
     abort_prompts: bool = _setting(
         False,

@@ -49,8 +49,8 @@ function row(cells, name) {
 async function look() {
   if (!token) return;
   try {
-    const {calls} = await ask("v1/calls"), {pods} = await ask("v1/pods");
-    at("many").textContent = "(" + calls.length + ")";
+    const {calls, total} = await ask("v1/calls"), {pods} = await ask("v1/pods");
+    at("many").textContent = "(" + total + ")" + (total > calls.length ? ", the oldest " + calls.length : "");
     if (!calls.some(call => call.conversation_id === chosen)) chosen = calls.length ? calls[0].conversation_id : chosen;
     at("calls").replaceChildren(...calls.map(call => {
       const id = call.conversation_id, since = (call.active_at || call.created_at).slice(11, 19);

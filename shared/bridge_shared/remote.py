@@ -8,7 +8,9 @@
 | `activities` | list of activities | sends them to VAIC in one envelope |
 | `respond` | id, name, content | answers a function call |
 
-An answer says that the owner has begun, not that the caller has heard it.
+An answer says that the owner has begun, not that the caller has heard it; a hang-up or transfer is in the call's record
+by then, for the next owner. Who begins marks the command with its epoch first. Whoever waited in vain marks it as given
+up, so that an owner that wakes up later does not do what was refused.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ PAUSE_SECONDS: Final = 0.3
 """Between tries: a call that changes hands just now has another owner soon."""
 
 OK, MOVED, REFUSED = b"ok", b"moved", b"refused "
+NOT_KNOWN: Final = "the worker that began it is gone, and it is not known whether it was carried out"
 
 
 class Remote:
@@ -47,7 +50,8 @@ class Remote:
         Raises:
             CallUnknown: there is no such call.
             CallOver: it has ended.
-            CommandRefused: the owner will not do it, or nobody owns the call at the moment; the message says why.
+            CommandRefused: the owner will not do it, or none answers; the message says why. It is not done later
+                either, unless the message says that this is not known.
             RedisUnavailable: Redis does not answer.
         """
         command = secrets.token_hex(8)
@@ -68,4 +72,9 @@ class Remote:
                 return
             if answer is not None and answer.startswith(REFUSED):
                 raise CommandRefused(cid, answer.removeprefix(REFUSED).decode())
-        raise CommandRefused(cid, "no worker that owns it answers; try again")
+        begun = await self._commands.give_up(cid, command)
+        if not begun:
+            raise CommandRefused(cid, "no worker that owns it answers; try again")
+        record = await self._calls.read(cid)
+        if record is None or record.we != begun:
+            raise CommandRefused(cid, NOT_KNOWN)

@@ -74,6 +74,38 @@ async def test_metrics_are_prometheus_text():
         assert "# TYPE bridge_calls_live gauge" in answer.text
 
 
+async def test_however_many_stand_at_the_port_probes_are_answered_and_only_idle_connections_are_broken_off():
+    admin = Pod().admin()
+    go = asyncio.Event()
+
+    async def slow() -> str:
+        await go.wait()
+        return "done"
+
+    admin.app.add_api_route("/v1/slow", slow)
+    async with running(admin) as client:
+        at_work = [await _asking(admin.port, b"GET /v1/slow HTTP/1.1\r\nHost: x\r\n\r\n") for _ in range(100)]
+        idle = [await _asking(admin.port, b"") for _ in range(150)]
+        unfinished = b"POST /v1/slow HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
+        idle += [await _asking(admin.port, unfinished) for _ in range(150)]
+        assert (await client.get("/healthz")).status_code == 200
+        refused = await client.get("/v1/slow")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        go.set()
+        for reader, _ in at_work:
+            assert b"200 OK" in await asyncio.wait_for(reader.readuntil(b"\r\n"), 10)
+        assert (await client.get("/v1/slow")).status_code == 200
+        for _, writer in (*at_work, *idle):
+            writer.close()
+
+
+async def _asking(port: int, request: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    await writer.drain()
+    return reader, writer
+
+
 async def test_there_is_nothing_else_to_see():
     async with running(Pod().admin()) as client:
         for path in ("/", "/docs", "/redoc", "/openapi.json", "/v1/calls"):

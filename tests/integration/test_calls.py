@@ -619,6 +619,18 @@ async def test_fleets_on_one_redis_do_not_see_each_other(server):
     assert await server.execute("EXISTS", "{fleet}:calls") == 1
 
 
+async def test_pages_of_the_index_go_on_behind_a_call_though_many_came_in_its_millisecond(server, calls):
+    await server.execute(
+        "ZADD", "{fleet}:calls", *(part for n in range(7) for part in ("5", f"c{n}")), "4", "a", "6", "b"
+    )
+    pages, after = [], (0, "")
+    while page := await calls.live_page(2, after):
+        pages += [cid for _, cid in page]
+        await server.execute("ZREM", "{fleet}:calls", page[-1][1])
+        after = page[-1]
+    assert pages == ["a", *(f"c{n}" for n in range(7)), "b"]
+
+
 async def test_personal_data_is_not_in_the_representation_of_a_record(calls):
     await calls.attach("c1", edge="e1", new=NEW)
     assert "+1555" not in repr(await calls.read("c1"))
@@ -626,15 +638,43 @@ async def test_personal_data_is_not_in_the_representation_of_a_record(calls):
 
 async def test_a_command_is_begun_once_and_answered(server, calls):
     commands = Commands(server)
-    results = await asyncio.gather(*(commands.first("c1", "id-1") for _ in range(10)))
-    assert results.count(True) == 1
+    await calls.attach("c1", edge="e1", new=NEW)
+    we = (await calls.claim("c1", worker="w1", seen_owner="", seen_we=0)).we
+    results = await asyncio.gather(*(commands.begin("c1", "id-1", we=we) for _ in range(10)))
+    assert sorted(map(str, results)) == sorted([*[str(we)] * 9, "None"])
     waiting = asyncio.create_task(commands.wait_answer("reply:id-1", 5))
     await commands.answer("reply:id-1", b"ok")
     assert await waiting == b"ok"
     assert await commands.wait_answer("reply:id-2", 0.05) is None
     await commands.answer("reply:id-3", b"late")
     left = await ttls(server)
-    assert 0 < left["call:{c1}:cmd:id-1"] <= 60 and 0 < left["reply:id-3"] <= 30
+    assert 0 < left["call:{c1}:commands"] <= 600 and 0 < left["reply:id-3"] <= 30
+
+
+async def test_a_command_is_begun_by_the_owner_only_and_not_when_it_was_given_up(server, calls):
+    commands = Commands(server)
+    assert await commands.give_up("unknown", "id-1") == 0
+    assert await server.execute("KEYS", "*") == []
+    await calls.attach("c1", edge="e1", new=NEW)
+    we = (await calls.claim("c1", worker="w1", seen_owner="", seen_we=0)).we
+    assert await commands.give_up("c1", "given up") == 0
+    assert await commands.begin("c1", "given up", we=we) == 0
+    assert await commands.begin("c1", "begun", we=we) is None
+    assert await commands.give_up("c1", "begun") == we
+    later = (await calls.claim("c1", worker="w2", seen_owner="w1", seen_we=we)).we
+    with pytest.raises(Fenced):
+        await commands.begin("c1", "late", we=we)
+    assert await commands.begin("c1", "begun", we=later) == we
+
+
+async def test_marks_of_commands_are_few_and_only_old_ones_go(server, calls):
+    commands = Commands(server)
+    await calls.attach("c1", edge="e1", new=NEW)
+    we = (await calls.claim("c1", worker="w1", seen_owner="", seen_we=0)).we
+    await server.execute("HSET", KEYS.commands, *(part for n in range(200) for part in (f"old-{n}", f"{we} 1 x")))
+    assert await commands.begin("c1", "id-1", we=we) is None
+    assert await commands.begin("c1", "id-2", we=we) is None
+    assert await server.execute("HKEYS", KEYS.commands) == [b"id-1", b"id-2"]
 
 
 async def test_cancelling_gives_up_the_wait_only(calls):

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from bridge_shared.errors import CallOver, CallUnknown, CommandRefused
-from bridge_shared.redis.calls import Calls
+from bridge_shared.redis.calls import CallKeys, Calls
 from bridge_shared.redis.commands import Commands
 from bridge_shared.redis.connection import Server, connect
 from bridge_shared.remote import Remote
 from bridge_sim.agent import AgentScript, SimulatedAgent
 from bridge_sim.caller import SimulatedCall
 from bridge_sim.plan import CallPlan
+from deepgram_audiocodes_bridge.store import CallStore
 from pods import Pod, Pods, application
 
 QUICK = AgentScript(think_s=0.0)
@@ -67,8 +68,8 @@ async def redis(url: str) -> AsyncIterator[tuple[Server, Calls, Remote]]:
 
 
 @contextlib.asynccontextmanager
-async def calling(edge: Pod) -> AsyncIterator[SimulatedCall]:
-    async with SimulatedCall(edge.url, CallPlan(turn_timeout_s=40)) as call:
+async def calling(edge: Pod, *, transfer_fails: bool = False) -> AsyncIterator[SimulatedCall]:
+    async with SimulatedCall(edge.url, CallPlan(turn_timeout_s=40, transfer_fails=transfer_fails)) as call:
         await call.connect()
         await call.initiate()
         yield call
@@ -112,8 +113,9 @@ async def test_a_command_from_elsewhere_that_fails_costs_the_call_nothing(redis_
         async with calling(edge) as call:
             cid = call.conversation_id
             await remote.send(cid, "activities", [])
-            await remote.send(cid, "transfer", {"transferTarget": "tel:+49301", "transferSipHeaders": ["odd"]})
             await worker.until_logged("a command from elsewhere failed")
+            with pytest.raises(CommandRefused):
+                await remote.send(cid, "transfer", {"transferTarget": "tel:+49301", "transferSipHeaders": ["odd"]})
             await remote.send(cid, "agent", "inject_agent", "You are welcome.")
             await agent.connections[0].wait_for(lambda a: ("assistant", "You are welcome.") in a.injections)
 
@@ -168,6 +170,104 @@ async def test_a_transfer_stores_what_the_next_one_should_know_and_says_which_ca
     assert transfer["activityParams"]["transferSipHeaders"] == [
         {"name": "X-Conversation-Id", "value": call.conversation_id}
     ]
+
+
+TRIES = (
+    ESCALATE
+    + """
+        session.data["tried"] = True  # so that it is known that this activity was handled
+"""
+)
+
+
+async def test_a_transfer_that_failed_is_not_tried_again_by_the_next_owner(redis_url: str, tmp_path: Path) -> None:
+    async with SimulatedAgent(QUICK) as agent, Pods(redis_url, agent.url, application(tmp_path, TRIES)) as pods:
+        edge, *workers = await asyncio.gather(pods.edge(), pods.worker(), pods.worker())
+        async with redis(redis_url) as (_, calls, _), calling(edge, transfer_fails=True) as call:
+            first = next(worker for worker in workers if worker.logged("agent connected"))
+            (other,) = [worker for worker in workers if worker is not first]
+
+            async def forgotten() -> bool:
+                record = await calls.read(call.conversation_id)
+                return record is not None and "data" in record.raw and record.leaving is None
+
+            await call.send_dtmf("0")
+            await first.until_logged("transfer failed, the call goes on")
+            await first.until(forgotten, 10, "the record without the transfer")
+            first.kill()
+            await other.until(lambda: other.logged("call taken over"), 10, "the takeover")
+            await call.say("thank_you")
+            await call.wait_answer()
+            await call.hang_up()
+        assert [activity["name"] for activity in call.report().activities] == ["transfer"]
+        assert "ticket" not in other.stdout
+
+
+async def test_a_hang_up_that_waits_for_a_transfer_is_carried_out_by_the_next_owner_if_the_transfer_fails(
+    redis_url: str, tmp_path: Path
+) -> None:
+    async with SimulatedAgent(QUICK) as agent, Pods(redis_url, agent.url, application(tmp_path)) as pods:
+        edge, *workers = await asyncio.gather(pods.edge(), pods.worker(), pods.worker())
+        async with redis(redis_url) as (_, _, remote), calling(edge, transfer_fails=True) as call:
+            cid = call.conversation_id
+            first = next(worker for worker in workers if worker.logged("agent connected"))
+            await remote.send(cid, "agent", "inject_agent", "We are open from nine to five on all working days. " * 2)
+            await agent.connections[0].wait_for(lambda agent: agent.texts, 10)
+            await remote.send(cid, "transfer", {"transferTarget": "tel:+49301"})
+            await remote.send(cid, "hangup", "enough")
+            first.kill()
+            await call.wait_end()
+    names = [activity["name"] for activity in call.report().activities]
+    assert names == ["transfer", "hangup"]
+
+
+DECIDES = """
+@bridge.on("before_transfer")
+async def nobody_there(session, event):
+    await session.end_session("closed")
+
+@bridge.on("activity")
+async def keys(session, event):
+    if event.activity.get("value") == "0":
+        await session.transfer("tel:+49301")
+"""
+
+
+async def test_who_follows_a_call_goes_on_when_redis_has_lost_it_for_a_moment(redis_url: str) -> None:
+    async with redis(redis_url) as (server, calls, _), CallStore(redis_url) as store:
+        fields = {"bridge": "8000"}
+        await calls.attach("c1", edge="e1", new=fields)
+        transcript = CallKeys.of("c1").transcript
+
+        async def said(entry: str, content: str) -> None:
+            await server.execute("XADD", transcript, entry, "role", "user", "content", content)
+
+        await said("1-1", "one")
+        following = store.follow("c1")
+        assert (await anext(following)).content == "one"
+        await server.execute("FLUSHALL")
+        following_on = asyncio.ensure_future(anext(following))
+        await asyncio.sleep(1)  # its pods need as long to notice
+        assert not following_on.done()
+        await calls.restore("c1", fields, edge="e1", ee=1)
+        await said("1-1", "one")
+        await said("1-2", "two")
+        assert (await following_on).content == "two"
+        await calls.end("c1", reason="hangup", detail="")
+        assert [line async for line in following] == []
+        assert [line async for line in store.follow("nobody")] == []
+
+
+async def test_an_application_may_hang_up_instead_of_a_transfer_that_is_being_prepared(
+    redis_url: str, tmp_path: Path
+) -> None:
+    async with SimulatedAgent(QUICK) as agent, Pods(redis_url, agent.url, application(tmp_path, DECIDES)) as pods:
+        edge, worker = await asyncio.gather(pods.edge(), pods.worker())
+        async with calling(edge) as call:
+            await call.send_dtmf("0")
+            await call.wait_end()
+        await worker.until(lambda: "session_end ended" in worker.stdout, 10, "the finish")
+    assert [activity["name"] for activity in call.report().activities] == ["hangup"]
 
 
 async def test_a_handler_that_outlives_its_worker_s_ownership_still_reaches_the_call(

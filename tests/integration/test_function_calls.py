@@ -82,6 +82,29 @@ async def test_a_function_call_whose_worker_died_is_carried_out_by_the_next_one_
     assert call.report().violations == []
 
 
+async def test_a_function_call_whose_arguments_may_not_be_stored_is_asked_for_again_when_its_worker_dies(
+    redis_url: str, tmp_path: Path, eventually: Eventually
+) -> None:
+    app = application(tmp_path, WORKING.format(folder=str(tmp_path)), functions=["pay"])
+    arguments = '{"card":"4111111111111111"}'
+    script = AgentScript(think_s=0.0, calls={"parcel_number": (("pay", arguments),)})
+    async with SimulatedAgent(script) as agent, Pods(redis_url, agent.url, app, BRIDGE_REDACT=r"\d{16}") as pods:
+        edge, *workers = await asyncio.gather(pods.edge(), pods.worker(), pods.worker())
+        async with SimulatedCall(edge.url, CallPlan(turn_timeout_s=40)) as call:
+            await call.connect()
+            await call.initiate()
+            await call.say("parcel_number")
+            await eventually(lambda: len(work_done(tmp_path)) == 1)
+            owner(workers).kill()
+            await eventually(lambda: len(work_done(tmp_path)) == 2, SECONDS)
+            (tmp_path / "done").touch()
+            await call.wait_answer()
+            await call.hang_up()
+    first, second = work_done(tmp_path)
+    assert first[1:3] == [arguments, second[2]]  # the same work, with the same key
+    assert second[1] == arguments
+
+
 async def test_a_call_that_was_answered_before_the_agent_was_lost_is_not_carried_out_again(redis_url: str) -> None:
     bridge = bridge_with_a_function()
     notes = Notes(bridge, *EVENTS, *EXTRA)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bridge_shared.redis.calls import Line
-from bridge_worker.functions import REISSUE_SECONDS, Ledger, Note, Record, canonical, idempotency_key
+from bridge_worker.functions import REISSUE_SECONDS, Ledger, Note, Record, canonical, idempotency_key, redacted
 
 ASKED = Line("7-1", "user", "Where is it?", "", "7-0", None, False)
 ANSWERED = Line("7-2", "assistant", "In the depot.", "", "7-1", None, False)
@@ -55,6 +55,23 @@ def test_a_call_that_an_agent_asks_for_again_is_answered_from_its_record() -> No
     book.offer(ASKED)
     assert book.reissued("b").response == "there"
     assert book.record("b") is book.record("a")
+
+
+def test_a_call_whose_arguments_were_redacted_is_known_again_by_its_key_when_they_come_in_full() -> None:
+    def hidden(text: str) -> str:
+        return text.replace("4711", "[gone]")
+
+    book = Book()
+    book.request("a", arguments='{"no":4711}')
+    book.answer("a", "4711 is there")
+    item = {"type": "History", "function_calls": [{"id": "x", "arguments": {"no": 4711}, "response": "4711"}]}
+    notes = [redacted(note, hidden) for note in [*book.notes, book.ledger.confirm(item, "7-2") or {}]]
+    assert "4711" not in str(notes)
+    assert redacted({"kind": "cancelled", "id": "a"}, hidden) == {"kind": "cancelled", "id": "a"}
+    later = Book(*notes)
+    later.offer(ASKED)
+    assert later.reissued("b", arguments='{"no":4712}') is None
+    assert later.reissued("c", arguments='{"no": 4711}').response == "[gone] is there"
 
 
 def test_a_record_answers_one_request_only() -> None:

@@ -180,6 +180,7 @@ class AgentSide:
         self._c.session._state = SessionState.ACTIVE
         self._c.active_at = self._loop.time() - _seconds_since(self._c.record.active_at)
         self._c.events.taken_over(self._c.why)
+        await self._c.control.leave_as_asked()  # what was accepted comes before any more talk
         await self._c.within(REPLAY_SECONDS, lambda: self._c.caller.replay is not None or self._c.over)
         agent = await self._replace_agent(None, replay=self._c.caller.replay)
         metrics.takeover_seconds.labels(why=self._c.why).observe(self._loop.time() - self._c.claimed_at)

@@ -12,6 +12,7 @@ from bridge_shared.protocol.deepgram import LocalProtocolError
 from bridge_shared.types.deepgram import FunctionCall, WarningEvent
 from bridge_shared.types.extra import BeforeTransferEvent, TurnTiming
 from bridge_worker.caller_side import sendable
+from bridge_worker.leaving import Leave
 
 if TYPE_CHECKING:
     from bridge_worker.conversation import Conversation
@@ -39,9 +40,6 @@ too, and the message would be said twice (Voice Agent reference §4.1)."""
 AGAIN_SECONDS = 0.5
 GIVE_UP_SECONDS = 5.0
 """How long a refused injection is tried again, once the agent has finished its turn."""
-
-CALL_HEADER = "X-Conversation-Id"
-"""The SIP header that tells whoever gets a transferred call which one it is."""
 
 STORED_SECONDS = 2.0
 LONGEST_SECONDS = 30.0
@@ -150,12 +148,24 @@ class Injections:
 
 
 class Commands:
-    """The control of one conversation (`bridge_worker.session.Control`)."""
+    """The control of one conversation (`bridge_worker.session.Control`).
+
+    How the call is left is written into its record (`leaving`) when that begins, and taken out when it fails.
+    """
 
     def __init__(self, conversation: Conversation) -> None:
         self._c = conversation
-        self._leaving: asyncio.Task[None] | None = None
         self.loop = conversation.loop
+        self._intended = Leave.of(conversation.record.leaving)
+        """How the call is being left; at first, as a former owner was asked."""
+        conversation.parting = self._intended is not None
+        self._leaving: asyncio.Task[None] | None = None
+        self._preparing = False
+        """A transfer whose `before_transfer` handlers have not returned yet."""
+        self._unwritten: dict[str, Any] = {}
+        self._writing: asyncio.Task[None] | None = None
+        self._refused = False
+        """What was written last was refused: the call has ended, or is another worker's."""
 
     async def agent_command(self, verb: str, *arguments: Any) -> None:
         """Send the agent a message; while it is being reached, wait for it or for the end of the call.
@@ -199,70 +209,134 @@ class Commands:
 
     async def hang_up(self, reason: str | None) -> None:
         """Hang up after the last words; returns when the call is over. Cancelling it only stops the waiting."""
-        parameters = {"activityParams": {"hangupReason": reason}} if reason else {}
-        activity = {"type": "event", "name": "hangup", **parameters}
-        while (leaving := self._leave(activity, "ended", reason or "")) is not None:
-            await asyncio.wait([leaving])  # it may have been a transfer, and have failed
-        await self._c.closed.wait()
+        await self.leave(Leave.hang_up(reason))
 
-    async def before_transfer(self, target: str, reason: str, summary: str) -> None:
-        """Store what the next one should know, then let the application do the same elsewhere, bounded. A Redis that
-        is away for that long keeps nobody from a transfer. Cancelling it may leave either undone."""
-        c = self._c
-        handoff = {"target": target, "reason": reason, "summary": summary, "after": c.lines.last}
-        c.kept["handoff"] = handoff
-        try:
-            async with asyncio.timeout(STORED_SECONDS):
-                await c.worker.calls.amend(c.cid, we=c.we, fields={"handoff": handoff})
-        except (TimeoutError, BridgeError) as error:
-            log.warning("what the next one should know is not stored", cid=c.cid, error=str(error))
-        event = BeforeTransferEvent(c.session.session_id, target, reason, summary)
-        seconds = c.worker.settings.before_transfer_timeout
-        await c.hosted.handlers.ask(c.session, "before_transfer", event, seconds=seconds)
-
-    async def transfer(self, parameters: dict[str, Any]) -> None:
-        """Transfer after the last words; returns when the call is over, or when the transfer has failed.
-        Cancelling it only stops the waiting."""
-        c = self._c
-        target = str(parameters.get("transferTarget", ""))
-        headers = list(parameters.get("transferSipHeaders") or ())
-        if all(str(header.get("name", "")).lower() != CALL_HEADER.lower() for header in headers):
-            headers.append({"name": CALL_HEADER, "value": c.cid})
-        parameters = {**parameters, "transferSipHeaders": headers}
-        leaving = self._leave({"type": "event", "name": "transfer", "activityParams": parameters}, "transfer", target)
-        if leaving is not None:
-            await asyncio.wait([leaving])
-        if c.over:
-            await c.closed.wait()
+    async def transfer(self, parameters: dict[str, Any], summary: str) -> None:
+        """Store what the next one should know, let the application do the same elsewhere, and transfer after the last
+        words; returns when the call is over, or when the transfer has failed. Cancelling it only stops the waiting."""
+        await self.leave(Leave.transfer(self._c.cid, parameters, summary))
 
     async def over(self) -> None:
         """Wait until the call is over and its `session_end` handlers have run."""
         await self._c.closed.wait()
 
-    def _leave(self, activity: dict[str, Any], reason: str, detail: str) -> asyncio.Task[None] | None:
-        """Begin to leave the call, unless that has begun; returns the task that does it, None after the end."""
-        c = self._c
-        sendable([activity])
-        if c.over:
-            return None
-        if self._leaving is None or self._leaving.done():
-            c.parting = True
-            self._leaving = c.tasks.create_task(self._part(activity, reason, detail))
-        return self._leaving
+    # ── how the call is left ───────────────────────────────────────────────────────────────────────────
 
-    async def _part(self, activity: dict[str, Any], reason: str, detail: str) -> None:
-        """Let the last words be heard, tell VAIC, wait for its `session.end` (Bot API reference §4, §7.5)."""
+    async def leave(self, leave: Leave) -> None:
+        """Leave the call, or wait for whoever does that already: until it is over, or a transfer has failed. A hang-up
+        is tried again behind a transfer that failed. Cancelling it only stops the waiting."""
+        c = self._c
+        while not c.over:
+            self.intend(leave)
+            leaving = self._leaving
+            assert leaving is not None
+            await asyncio.wait([leaving])
+            if leave.transfers and leaving is self._leaving:
+                break
+        if c.over:
+            await c.closed.wait()
+
+    def intend(self, leave: Leave) -> None:
+        """Begin to leave the call, unless that has begun. A hang-up goes before a transfer that is being prepared."""
+        if self._c.over:
+            return
+        if self._leaving is not None and not self._leaving.done():
+            if leave.transfers:
+                return
+            if not self._preparing:
+                return self._otherwise(leave)
+            self._leaving.cancel()
+        self._begin(leave)
+
+    def _otherwise(self, leave: Leave) -> None:
+        now = self._intended
+        if now is not None and now.transfers and now.otherwise is None:
+            now.otherwise = leave
+            self._note({"leaving": now.stored()})
+
+    def leaves_by(self, leave: Leave) -> bool:
+        """This is how the call is being left already."""
+        return self._intended is not None and self._intended.activity == leave.activity
+
+    async def leave_as_asked(self) -> None:
+        """Do what a former owner was asked for and died before it was done, if anything. Returns when there is nothing,
+        or when it has failed. Cancelling it only stops the waiting."""
+        if self._intended is not None and self._leaving is None:
+            log.info("left as a former owner was asked", cid=self._c.cid, reason=self._intended.reason)
+            self._begin(self._intended)
+        while self._leaving is not None and not self._leaving.done():
+            await asyncio.wait([self._leaving])
+
+    async def noted(self) -> bool:
+        """Wait, for a while, until how the call is left is in its record; False if that is not ours to write any more.
+        A Redis that is away keeps nobody from leaving; it is written when it is back. Safe to cancel."""
+        if self._writing is not None:
+            _, waiting = await asyncio.wait([self._writing], timeout=STORED_SECONDS)
+            if waiting:
+                log.warning("how the call is left is not stored yet: Redis does not answer", cid=self._c.cid)
+        return not self._refused
+
+    def _begin(self, leave: Leave) -> None:
+        c = self._c
+        self._intended, c.parting, self._preparing = leave, True, leave.transfers
+        fields: dict[str, Any] = {"leaving": leave.stored()}
+        if leave.transfers and not leave.told:
+            fields["handoff"] = {
+                "target": leave.detail,
+                "reason": leave.why,
+                "summary": leave.summary,
+                "after": c.lines.last,
+            }
+        self._note(fields)
+        self._leaving = c.tasks.create_task(self._part(leave))
+
+    async def _part(self, leave: Leave) -> None:
+        """Prepare a transfer, let the last words be heard, tell VAIC, wait for its `session.end` (Bot API reference §4,
+        §7.5)."""
         c, settings = self._c, self._c.worker.settings
+        if leave.transfers and not leave.told:
+            await self.noted()
+            event = BeforeTransferEvent(c.session.session_id, leave.detail, leave.why, leave.summary)
+            seconds = settings.before_transfer_timeout
+            await c.hosted.handlers.ask(c.session, "before_transfer", event, seconds=seconds)
+            leave.told = True
+            self._note({"leaving": leave.stored()})
+        self._preparing = False
         await c.played_out(settings.last_words_seconds)
         if c.over:
             return
         c.caller.transfer_failed.clear()
         c.leaving = True
-        c.caller.activities([activity], repeatable=True)
-        patience = settings.hangup_wait_seconds if reason == "ended" else settings.transfer_wait_seconds
+        c.caller.activities([leave.activity], repeatable=True)
+        patience = settings.transfer_wait_seconds if leave.transfers else settings.hangup_wait_seconds
         await c.within(patience, lambda: c.over or c.caller.peer_ended.is_set() or c.caller.transfer_failed.is_set())
         if c.caller.transfer_failed.is_set() and not c.caller.peer_ended.is_set():
-            c.leaving = c.parting = False
+            c.leaving = False
+            if leave.otherwise is not None:
+                return self._begin(leave.otherwise)
+            self._intended, c.parting = None, False
+            self._note({"leaving": None})
             log.info("transfer failed, the call goes on", cid=c.cid)
         else:
-            c.end(reason, detail)
+            c.end(leave.reason, leave.detail)
+
+    def _note(self, fields: dict[str, Any]) -> None:
+        """Write fields of the call's record, None deletes one: again and again until Redis has them."""
+        c = self._c
+        self._unwritten |= fields
+        c.kept |= fields
+        for name in [name for name, value in c.kept.items() if value is None]:
+            del c.kept[name]
+        if self._writing is None or self._writing.done():
+            self._writing = c.tasks.create_task(self._write())
+
+    async def _write(self) -> None:
+        c = self._c
+        while self._unwritten:
+            fields, self._unwritten = self._unwritten, {}
+            try:
+                self._refused = not await c.worker.calls.amend(c.cid, we=c.we, fields=fields)
+            except BridgeError as error:
+                self._unwritten = fields | self._unwritten
+                log.debug("how the call is left waits for Redis", cid=c.cid, error=str(error))
+                await asyncio.sleep(AGAIN_SECONDS)

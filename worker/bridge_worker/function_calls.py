@@ -19,7 +19,7 @@ from bridge_shared.redis.calls import CallKeys, Line
 from bridge_shared.redis.transcripts import Entry, FencedStream
 from bridge_shared.tracing import Span
 from bridge_shared.types.deepgram import FunctionCall, FunctionCallRequestEvent
-from bridge_worker.functions import Ledger, Note, Record, as_text
+from bridge_worker.functions import Ledger, Note, Record, as_text, redacted
 from bridge_worker.recovery import FunctionRecord
 
 if TYPE_CHECKING:
@@ -142,6 +142,10 @@ class FunctionCalls:
         """A new agent is ready. These calls answer what it asks for again; those that a former owner began are
         carried out here."""
         waiting = list(waiting)
+        for record in waiting:
+            if record.redacted and record.response is None:  # nobody knows any more what it was to be done with
+                self._note(self._ledger.cancel(record))
+        waiting = [record for record in waiting if not record.cancelled]
         self._ledger.offer(waiting, self._c.loop.time())
         unfinished = [record for record in waiting if record.response is None and not record.at_work]
         metrics.function_calls.labels(outcome="resumed").inc(len(unfinished))
@@ -219,6 +223,6 @@ class FunctionCalls:
         self._c.agent.answers.answered(self._c.loop.time())
 
     def _note(self, note: Note) -> None:
-        self._stream.append(note)
+        self._stream.append(redacted(note, self._c.redacted.json))
         if note["kind"] in ("response", "cancelled") and (span := self._spans.pop(note["id"], None)) is not None:
             span.end(cancelled=note["kind"] == "cancelled")

@@ -5,13 +5,14 @@ notes of former owners knows what they knew:
 
 | kind | says | other fields |
 |---|---|---|
-| `request` | the agent asked, before handlers hear of it | id, name, arguments, key, after |
+| `request` | the agent asked, before handlers hear of it | id, name, arguments, key, after, redacted |
 | `response` | the application answered, before the agent hears of it | id, content, after |
 | `cancelled` | the answer is not wanted any more | id |
 | `reissued` | a new agent asked again, under the id `as` | id, as |
 | `history` | the agent has taken the answer: its own `History` item, as JSON | item, after |
 
-`after` is the last entry of the transcript at that moment.
+`after` is the last entry of the transcript at that moment; `redacted` is there if the arguments are not the agent's
+own, because something was taken out of them.
 
 **A re-issue** (DESIGN §7). A broken agent cannot be answered any more, and the new one asks for the same again, under
 a new id. A call that was open at the break answers one such re-issue: the same name and canonical arguments, before
@@ -21,7 +22,7 @@ the caller speaks again, within 30 s. So its work is not done again because an a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,7 @@ class Record:
         confirmed: an agent has put it into its `History`.
         awaited_as: the id under which the present agent awaits the answer, empty if it does not.
         at_work: its handlers were started by this owner.
+        redacted: a former owner has it in full, the arguments here lack what is not to be kept.
     """
 
     id: str
@@ -62,6 +64,7 @@ class Record:
     cancelled: bool = False
     awaited_as: str = ""
     at_work: bool = False
+    redacted: bool = False
 
 
 class Ledger:
@@ -161,9 +164,8 @@ class Ledger:
         """The record that answers this request of a new agent, or None: it is a call of its own."""
         if now > self._offered_until:
             self._offered = []
-        wanted = (name, canonical(arguments))
         for record in self._offered:
-            if (record.name, canonical(record.arguments)) == wanted and not record.cancelled:
+            if record.name == name and not record.cancelled and self._same(record, arguments):
                 self._offered.remove(record)
                 record.awaited_as = call_id
                 return record, self._take({"kind": "reissued", "id": record.id, "as": call_id})
@@ -188,12 +190,20 @@ class Ledger:
 
     # ── inside ─────────────────────────────────────────────────────────────────────────────────────────
 
+    def _same(self, record: Record, arguments: str) -> bool:
+        """These are the arguments of that call. Of redacted ones the key still tells."""
+        if not record.redacted:
+            return canonical(record.arguments) == canonical(arguments)
+        numbers = range(len(self._records))
+        return record.key in {idempotency_key(self._cid, record.name, arguments, number) for number in numbers}
+
     def _take(self, note: Mapping[str, str]) -> Note:
         get = note.get
         record = self._by_id.get(get("id", ""))
         match get("kind"):
             case "request":
                 made = Record(get("id", ""), get("name", ""), get("arguments", ""), get("key", ""), get("after", ""))
+                made.redacted = "redacted" in note
                 self._records[made.id] = self._by_id[made.id] = made
             case "response" if record is not None:
                 record.response, record.answered_after = get("content", ""), get("after", "")
@@ -216,6 +226,19 @@ class Ledger:
         for call_id in ids:
             if (record := self._by_id.get(call_id)) is not None:
                 record.confirmed = True
+
+
+def redacted(note: Note, redact: Callable[[str], str]) -> Note:
+    """A note as it may be stored. `redact`: takes out of JSON, or of any text, what is not to be kept."""
+    kept = note | {name: redact(note[name]) for name in ("arguments", "content") if name in note}
+    if "item" in note:
+        item = orjson.loads(note["item"])
+        for call in item["function_calls"]:
+            for name in {"arguments", "response"} & call.keys():
+                said = as_text(call[name])
+                call[name] = call[name] if redact(said) == said else redact(said)
+        kept["item"] = orjson.dumps(item).decode()
+    return kept if kept.get("arguments") == note.get("arguments") else {**kept, "redacted": "1"}
 
 
 def as_text(arguments: Any) -> str:

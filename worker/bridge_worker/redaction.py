@@ -1,9 +1,13 @@
-"""What of a conversation is not to be kept: taken out of every utterance before it is stored, logged or handed on."""
+"""What of a conversation is not to be kept: taken out of every utterance before it is stored, logged or handed on, and
+out of what function calls are given and answer before it is stored.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 from bridge_shared import logs
 
@@ -37,3 +41,28 @@ class Redaction:
         except Exception:
             log.exception("`redact` of the application failed, an utterance is not kept")
             return GONE
+
+    def json(self, text: str) -> str:
+        """The same for JSON, which stays JSON: names, texts and numbers each by itself, JSON within a text likewise.
+        What is no object or array is a text."""
+        try:
+            value = json.loads(text) if text.lstrip()[:1] in ("{", "[") else None
+            kept = self._value(value)
+        except (ValueError, RecursionError):
+            return self(text)
+        if value is None:
+            return self(text)
+        return text if kept == value else json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
+
+    def _value(self, value: Any) -> Any:
+        match value:
+            case dict():
+                return {self(name): self._value(part) for name, part in value.items()}
+            case list():
+                return [self._value(part) for part in value]
+            case str():
+                return self.json(value)
+            case int() | float() if not isinstance(value, bool):
+                kept = self(str(value))
+                return value if kept == str(value) else kept
+        return value

@@ -10,17 +10,20 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from bridge_shared import logs
-from bridge_shared.errors import BridgeError, CallOver, CallUnknown
+from bridge_shared.errors import BridgeError, CallOver, CallUnknown, Fenced
 from bridge_shared.frames import Frame
-from bridge_shared.remote import MOVED, OK, REFUSED, Remote
+from bridge_shared.remote import MOVED, NOT_KNOWN, OK, REFUSED, Remote
 from bridge_shared.types.deepgram import FunctionCall
 from bridge_shared.types.extra import TurnTiming
+from bridge_worker.leaving import Leave
 
 if TYPE_CHECKING:
     from bridge_worker.conversation import Conversation
     from bridge_worker.worker import Worker
 
 log = logs.get("worker.remote")
+
+Deed = Callable[[], Coroutine[Any, Any, None]]
 
 VERBS = {"hangup", "transfer", "agent", "activities", "respond"}
 
@@ -43,37 +46,50 @@ async def _obey(
         return MOVED
     if c.over:
         return REFUSED + b"the call is ending"
-    deed = _deed(c, verb, arguments)
+    try:
+        deed = _deed(c, verb, arguments)
+    except ValueError as error:
+        return REFUSED + str(error).encode()
     if deed is None:
         return REFUSED + f"{verb} does not take these arguments".encode()
-    if await worker.commands.first(cid, command):  # otherwise it was asked again because our answer was lost
-        if verb == "transfer":
-            if c.parting:
+    try:
+        begun = await worker.commands.begin(cid, command, we=c.we)
+    except Fenced:
+        return MOVED
+    if begun == 0:
+        return REFUSED + b"whoever asked for it has given it up"
+    if begun != c.we:  # otherwise it was asked again because our answer was lost
+        if isinstance(deed, Leave):  # of a former owner, too: twice does no harm
+            if deed.transfers and c.parting and not c.control.leaves_by(deed):
                 return REFUSED + b"the call is being transferred or hung up already"
-            c.parting = True
+            c.control.intend(deed)
+        elif begun is not None:
+            return REFUSED + NOT_KNOWN.encode()
         log.info("a command from elsewhere", cid=cid, command=verb)
         c.tasks.create_task(_do(c, verb, deed))
-    return OK
+    if isinstance(deed, Leave) and not await c.control.noted():
+        return MOVED
+    return OK  # should this worker die now, the next owner leaves the call as asked
 
 
-async def _do(c: Conversation, verb: str, deed: Callable[[], Coroutine[Any, Any, None]]) -> None:
+async def _do(c: Conversation, verb: str, deed: Deed | Leave) -> None:
     """A command from elsewhere that fails costs nothing but itself, least of all the call."""
     try:
-        await deed()
+        await (c.control.leave(deed) if isinstance(deed, Leave) else deed())
     except Exception:
         log.exception("a command from elsewhere failed", cid=c.cid, command=verb)
-        if verb == "transfer":
-            c.parting = c.leaving
 
 
-def _deed(c: Conversation, verb: str, arguments: list[Any]) -> Callable[[], Coroutine[Any, Any, None]] | None:
-    """What is to be done, or None for what nobody does."""
+def _deed(c: Conversation, verb: str, arguments: list[Any]) -> Deed | Leave | None:
+    """What is to be done, or None for what nobody does. Raises ValueError for what cannot be done."""
     control = c.control
     match verb, arguments:
         case "hangup", [None | str() as reason]:
-            return lambda: control.hang_up(reason)
+            return Leave.hang_up(reason)
         case "transfer", [dict() as parameters]:
-            return lambda: _transfer(c, parameters)
+            return Leave.transfer(c.cid, parameters)
+        case "transfer", [dict() as parameters, str(summary)]:
+            return Leave.transfer(c.cid, parameters, summary)
         case "agent", [("inject_agent" | "inject_user" | "update_prompt") as what, str(text)]:
             return lambda: control.agent_command(what, text)
         case "agent", [("update_speak" | "update_think") as what, dict() as block]:
@@ -83,12 +99,6 @@ def _deed(c: Conversation, verb: str, arguments: list[Any]) -> Callable[[], Coro
         case "respond", [str(call_id), str(name), str(content)]:
             return lambda: control.respond(call_id, name, content)
     return None
-
-
-async def _transfer(c: Conversation, parameters: dict[str, Any]) -> None:
-    target, reason = str(parameters.get("transferTarget", "")), str(parameters.get("handoverReason", ""))
-    await c.control.before_transfer(target, reason, "")
-    await c.control.transfer(parameters)
 
 
 class Elsewhere:
@@ -112,12 +122,9 @@ class Elsewhere:
         """Returns when the other worker has begun: the end is not told here."""
         await self._send("hangup", reason)
 
-    async def before_transfer(self, target: str, reason: str, summary: str) -> None:
-        """Done by the other worker's session, if it is asked."""
-
-    async def transfer(self, parameters: dict[str, Any]) -> None:
-        """As `hang_up`."""
-        await self._send("transfer", parameters)
+    async def transfer(self, parameters: dict[str, Any], summary: str) -> None:
+        """As `hang_up`. The other worker stores what the next one should know, and has its application prepare it."""
+        await self._send("transfer", parameters, *([summary] if summary else []))  # an older worker takes only one
 
     async def over(self) -> None:
         """The end is not told here."""

@@ -47,8 +47,7 @@ class Control(Protocol):
     def turn_timings(self) -> list[TurnTiming]: ...
     async def activities(self, activities: list[dict[str, Any]]) -> None: ...
     async def hang_up(self, reason: str | None) -> None: ...
-    async def before_transfer(self, target: str, reason: str, summary: str) -> None: ...
-    async def transfer(self, parameters: dict[str, Any]) -> None: ...
+    async def transfer(self, parameters: dict[str, Any], summary: str) -> None: ...
     async def over(self) -> None: ...
 
 
@@ -218,13 +217,8 @@ class Session:
             parameters["handoverReason"] = handover_reason
         if transfer_sip_headers:
             parameters["transferSipHeaders"] = list(transfer_sip_headers)
-
-        async def leave() -> None:  # in the media thread throughout, for a handler of either may block this one
-            await self._live().before_transfer(destination, handover_reason or "", summary or "")
-            await self._live().transfer(parameters)
-
         with waiting_for_the_end():
-            await self._cross(leave())
+            await self._cross(self._live().transfer(parameters, summary or ""))
 
     async def end_session(self, reason: str | None = None) -> None:
         """Hang up once the agent's last words are out. Ends the session with reason `ended`.

@@ -53,6 +53,9 @@ ENDED_INDEX_SECONDS: Final = 31 * 24 * 3600
 
 _CID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
+SOME: Final = 1000
+"""Entries of a long stream that are looked at in one go."""
+
 YOUNG_MS: Final = 10_000
 """Index entries younger than this are not swept: their call may be being written."""
 
@@ -103,6 +106,11 @@ class CallRecord:
     tries_reopened: int
     handled: frozenset[str]
     raw: dict[str, str] = field(repr=False)
+
+    @property
+    def leaving(self) -> dict[str, Any] | None:
+        """How the call is to be hung up or transferred, as its owner has written it; None unless that was asked for."""
+        return _json(self.raw.get("leaving"))
 
     @property
     def duration_ms(self) -> int:
@@ -183,6 +191,7 @@ class CallKeys:
     transcript: str
     heard: str
     functions: str
+    commands: str
 
     @classmethod
     def of(cls, cid: str) -> CallKeys:
@@ -193,7 +202,7 @@ class CallKeys:
         if not _CID.fullmatch(cid):
             raise CallUnknown(cid)
         call = f"call:{{{cid}}}"
-        return cls(call, f"{call}:transcript", f"{call}:heard", f"{call}:functions")
+        return cls(call, f"{call}:transcript", f"{call}:heard", f"{call}:functions", f"{call}:commands")
 
 
 class Calls:
@@ -208,6 +217,7 @@ class Calls:
         self._retention = transcript_ttl
         self._index = f"{{{fleet}}}:calls"
         self._ended = f"{{{fleet}}}:ended"
+        self._offers = f"{{{fleet}}}:offers"
 
     # Beginning, attaching, owning
 
@@ -477,12 +487,24 @@ class Calls:
         return repaired
 
     async def forget(self, cid: str) -> bool:
-        """Delete everything about a call, live or not. False: there was nothing."""
+        """Delete everything about a call, live or not, its offers too; frames in inboxes are gone when they have been
+        read, or a minute after their reader died. False: there was nothing."""
         keys = CallKeys.of(cid)
-        there = await self._server.execute_again("DEL", keys.call, keys.transcript, keys.heard, keys.functions)
+        there = await self._server.execute_again(
+            "DEL", keys.call, keys.transcript, keys.heard, keys.functions, keys.commands
+        )
         await self._server.execute_again("ZREM", self._index, cid)
         await self._server.execute_again("ZREM", self._ended, cid)
+        await self._forget_offers(cid)
         return bool(there)
+
+    async def _forget_offers(self, cid: str) -> None:
+        since = "-"
+        while entries := await self._server.execute_again("XRANGE", self._offers, since, "+", "COUNT", SOME):
+            of_call = [entry for entry, fields in entries if _pairs(fields).get("cid") == cid]
+            if of_call:
+                await self._server.execute_again("XDEL", self._offers, *of_call)
+            since = f"({_text(entries[-1][0])}"
 
     # Reading
 
@@ -494,6 +516,27 @@ class Calls:
     async def live(self) -> list[str]:
         """The calls in the index, oldest first."""
         return [_text(cid) for cid in await self._server.execute_again("ZRANGE", self._index, 0, -1)]
+
+    async def live_page(self, limit: int, after: tuple[int, str] = (0, "")) -> list[tuple[int, str]]:
+        """At most so many calls in the index, oldest first, as (time of entry in ms, cid): those behind `after`, which
+        need not be there any more."""
+        since, _ = after
+        found: list[tuple[int, str]] = []
+        offset = 0
+        while len(found) < limit:  # more than one round if many are of the same millisecond
+            flat = await self._server.execute_again(
+                "ZRANGE", self._index, since, "+inf", "BYSCORE", "LIMIT", offset, limit, "WITHSCORES"
+            )
+            some = [(int(float(flat[i + 1])), _text(flat[i])) for i in range(0, len(flat), 2)]
+            found += [each for each in some if each > after]
+            offset += len(some)
+            if len(some) < limit:
+                break
+        return found[:limit]
+
+    async def live_count(self) -> int:
+        """How many calls are in the index."""
+        return int(await self._server.execute_again("ZCARD", self._index))
 
     async def transcript(self, cid: str) -> list[Line]:
         """The utterances in order, with what is known about how much of each was heard."""

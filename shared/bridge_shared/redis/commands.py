@@ -1,8 +1,8 @@
-"""A COMMAND (LINK) from whoever is no pod, and its two small keys: whether it was carried out, and its answer.
+"""A COMMAND (LINK) from whoever is no pod, and its two small keys: who has begun it, and its answer.
 
 | key | type | content | lives |
 |---|---|---|---|
-| `call:{cid}:cmd:<id>` | string | set by the owner before it acts | 60 s |
+| `call:{cid}:commands` | hash | id → by the owner of which epoch it was begun, or 0: it is given up | 10 min |
 | `reply:<id>` | list | the answer, for whoever asked | 30 s |
 """
 
@@ -12,14 +12,19 @@ import secrets
 from collections.abc import Sequence
 from typing import Any, Final
 
-from bridge_shared.errors import RedisUnavailable
+from bridge_shared.errors import Fenced, RedisUnavailable
 from bridge_shared.frames import VERSION, Frame, Kind, pack
 from bridge_shared.redis import scripts
 from bridge_shared.redis.calls import CallKeys
 from bridge_shared.redis.connection import Server
 from bridge_shared.redis.outbox import MAXLEN
 
-ONCE_SECONDS: Final = 60
+MARK_SECONDS: Final = 600
+"""Longer than anybody waits for an answer, and than a pod can stand still and be alive."""
+
+MARKS: Final = 200
+"""Of one call; beyond that those that are old enough go."""
+
 ANSWER_SECONDS: Final = 30
 
 
@@ -54,10 +59,32 @@ class Commands:
         )
         return None if entry is None else await self.wait_answer(reply, seconds)
 
-    async def first(self, cid: str, command: str) -> bool:
-        """Whether `command` has not been begun before; from now on it has. Cancelling: it may have been marked."""
-        key = f"{CallKeys.of(cid).call}:cmd:{command}"
-        return bool(await self._server.script_again(scripts.ONCE, [key], [ONCE_SECONDS, secrets.token_hex(8)]))
+    async def begin(self, cid: str, command: str, *, we: int) -> int | None:
+        """Mark `command` as begun by the owner of this epoch, unless it has been or was given up.
+
+        Returns:
+            None: it has not; from now on it has. Otherwise the epoch of who has begun it, 0 if it was given up.
+            Cancelling: it may have been marked.
+
+        Raises:
+            Fenced: another owns the call.
+        """
+        by = await self._mark(cid, command, we)
+        if by == b"moved":
+            raise Fenced(cid)
+        return None if by == b"first" else int(by)
+
+    async def give_up(self, cid: str, command: str) -> int:
+        """Nobody is to begin `command` any more. Returns the epoch of who has, 0 if nobody. Cancelling: it may have
+        been given up."""
+        by = await self._mark(cid, command, 0)
+        return 0 if by == b"first" else int(by)
+
+    async def _mark(self, cid: str, command: str, we: int) -> bytes:
+        keys = CallKeys.of(cid)
+        arguments: list[str | int] = [command, we, secrets.token_hex(8), MARK_SECONDS, MARKS]
+        by: bytes = await self._server.script_again(scripts.BEGIN_COMMAND, [keys.call, keys.commands], arguments)
+        return by
 
     async def answer(self, reply_key: str, answer: bytes) -> None:
         """Answer whoever waits at `reply_key`. Cancelling: it may have been answered."""

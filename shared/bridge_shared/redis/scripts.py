@@ -439,18 +439,38 @@ if ARGV[2] ~= '' then
   local a, b = string.match(id, '(%d+)-(%d+)')
   local c, d = string.match(ARGV[2], '(%d+)-(%d+)')
   a, b, c, d = tonumber(a), tonumber(b), tonumber(c), tonumber(d)
-  if a > c or (a == c and b >= d) then redis.call('XTRIM', KEYS[1], 'MINID', ARGV[2]) end
+  if a > c or (a == c and b >= d) then
+    redis.call('XTRIM', KEYS[1], 'MINID', ARGV[2])
+    redis.call('XDEL', KEYS[1], ARGV[2])
+  end
 end
 return id
 """
 )
 
-# KEYS flag · ARGV ttl, token -> 1 it is set now, by us | 0 somebody else's
-ONCE: Final = Script(
+# KEYS call, commands · ARGV command, we or 0 (nobody is to begin it any more), token, ttl, most marks
+# -> moved (another owns the call) | first | the epoch of whoever was first. A mark is `<we> <ms> <token>`.
+BEGIN_COMMAND: Final = Script(
     _ALWAYS
+    + _TIME
     + """
-if redis.call('SET', KEYS[1], ARGV[2], 'NX', 'EX', ARGV[1]) then return 1 end
-return redis.call('GET', KEYS[1]) == ARGV[2] and 1 or 0
+local we = redis.call('HGET', KEYS[1], 'we')
+if ARGV[2] == '0' and not we then return 'first' end
+if ARGV[2] ~= '0' and we ~= ARGV[2] then return 'moved' end
+local mark = redis.call('HGET', KEYS[2], ARGV[1])
+if not mark then
+  if redis.call('HLEN', KEYS[2]) >= num(ARGV[5]) then
+    local all, old = redis.call('HGETALL', KEYS[2]), now - 1000 * num(ARGV[4])
+    for i = 1, #all, 2 do
+      if num(string.match(all[i + 1], ' (%d+) ')) < old then redis.call('HDEL', KEYS[2], all[i]) end
+    end
+  end
+  mark = ARGV[2] .. ' ' .. int(now) .. ' ' .. ARGV[3]
+  redis.call('HSET', KEYS[2], ARGV[1], mark)
+end
+redis.call('EXPIRE', KEYS[2], ARGV[4])
+local by, token = string.match(mark, '^(%d+) %d+ (%w+)$')
+return token == ARGV[3] and 'first' or by or '0'
 """
 )
 

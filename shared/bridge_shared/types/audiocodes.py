@@ -161,8 +161,9 @@ class BridgeConfig:
         port: TCP port to listen on.
         preferred_media_formats: the first of these that the caller's side offers is used.
         name: what the bridge is called in the fleet and in URL paths, by default its port. Ours, not in the original.
-        redact: given every utterance before it is stored, returns what of it may be kept. Ours. It runs in the thread
-            that moves audio, so it must be quick; what it raises costs the utterance.
+        redact: given every utterance before it is stored, returns what of it may be kept; likewise every text, number
+            and name in the arguments and answers of function calls. Ours. It runs in the thread that moves audio, so it
+            must be quick; what it raises costs the utterance.
     """
 
     deepgram_api_key: str = field(repr=False)
