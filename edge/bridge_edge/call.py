@@ -411,6 +411,7 @@ class Call:
             case Kind.CUT if playout:
                 playout.unsent(self._outgoing.drop_audio())
                 playout.cut(tuple(body[0]), now)
+                self._turn_texts = {turn: texts for turn, texts in self._turn_texts.items() if playout.expects(turn)}
                 metrics.cuts.inc()
                 if self.edge.settings.abort_prompts:
                     self._act()  # the stream is closed first

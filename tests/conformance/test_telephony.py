@@ -465,8 +465,8 @@ async def test_a_barge_in_reaches_vaic_within_50_ms_of_the_agents_word(redis_url
             await agent.send_json({"type": "ConversationText", "role": "user", "content": "Wait."})
             await vaic.until("userStream.speech.committed")
     took.sort()
-    print(f"UserStartedSpeaking to VAIC: p50 {took[25]:.1f} ms, p99 {took[-1]:.1f} ms")
-    assert took[25] < 50
+    print(f"UserStartedSpeaking to VAIC: p50 {took[25]:.1f} ms, p98 {took[48]:.1f} ms")
+    assert took[48] < 50
 
 
 @pytest.mark.slow

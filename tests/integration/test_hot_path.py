@@ -11,12 +11,13 @@ import cProfile
 import pstats
 from typing import Any
 
-import pytest
-
 from bridge_sim.agent_script import AgentScript
 from telephone import Stage, Wire, stage, wire
 
 CHUNKS = 300
+CALLS = 395
+"""For 20 ms of the caller to the agent and back, with both hops through Redis and every frame alone in its entry."""
+
 ROOM = 1.25
 """Timers and batches fall differently in each run, and libraries change a little."""
 
@@ -41,10 +42,9 @@ async def counted(bridge: Stage, vaic: Wire, *, chunk: bytes) -> float:
     return calls / CHUNKS
 
 
-@pytest.mark.parametrize("most", [200])
-async def test_a_chunk_there_and_back_costs_no_more_python_calls_than_it_did(redis_url: str, most: int) -> None:
+async def test_a_chunk_there_and_back_costs_no_more_python_calls_than_it_did(redis_url: str) -> None:
     async with stage(redis_url, AgentScript(echo=True)) as bridge, wire(bridge.url) as vaic:
         await vaic.begin()
         calls = await counted(bridge, vaic, chunk=bytes(160))
         print(f"{calls:.0f} calls for each chunk")
-        assert calls <= most * ROOM
+        assert calls <= CALLS * ROOM
