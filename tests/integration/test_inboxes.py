@@ -114,25 +114,38 @@ async def test_all_frames_of_one_tick_travel_in_one_entry(pair, eventually):
     assert await entries_added(pair.server) - before == 1
 
 
-async def test_audio_lingers_for_more_of_it_and_goes_with_whatever_cannot_wait(redis_url, eventually):
+async def test_audio_does_not_linger_while_there_is_little_of_it(redis_url, eventually):
     async with pair_on(redis_url, linger=60.0) as pair:
-        before = await entries_added(pair.server)
         pair.outbox.post("b", frame(1))
+        assert await pair.outbox.flush(5)  # there is a connection
+        pair.outbox.post("b", audio(2))
         assert await pair.outbox.flush(5)
-        for seq in (2, 3):
+
+
+async def test_under_load_audio_lingers_for_more_of_it_and_goes_with_whatever_cannot_wait(redis_url, eventually):
+    async with pair_on(redis_url, linger=60.0) as pair:
+        sent = 0
+        while True:  # one in each tick, until they wait for each other
+            sent += 1
+            pair.outbox.post("b", audio(sent))
+            if not await pair.outbox.flush(0.05):
+                break
+            assert sent < 200, "it never lingers"
+        before = await entries_added(pair.server)
+        for seq in (sent + 1, sent + 2):
             pair.outbox.post("b", audio(seq))
-            assert not await pair.outbox.flush(0.02)
-        pair.outbox.post("b", frame(4))
-        await eventually(lambda: pair.seqs == [1, 2, 3, 4])
-        assert await entries_added(pair.server) == before + 2
+            assert not await pair.outbox.flush(0.01)
+        pair.outbox.post("b", frame(sent + 3))
+        await eventually(lambda: pair.seqs == list(range(1, sent + 4)))
+        assert await entries_added(pair.server) == before + 1
 
 
 async def test_audio_alone_does_not_linger_for_longer_than_it_may(redis_url, eventually):
     async with pair_on(redis_url, linger=0.05) as pair:
-        for seq in range(1, 4):
+        for seq in range(1, 100):
             pair.outbox.post("b", audio(seq))
             await asyncio.sleep(0)
-        await eventually(lambda: pair.seqs == [1, 2, 3])
+        await eventually(lambda: pair.seqs == list(range(1, 100)))
 
 
 async def test_each_destination_has_its_own_order(pair, eventually):

@@ -42,6 +42,12 @@ FRAME_OVERHEAD: Final = 96
 _PATIENT: Final = AUDIO | {int(Kind.ACK), int(Kind.PLAYED)}
 """Kinds that may linger: nobody waits for one of them."""
 
+WORTH_WAITING: Final = 4
+"""Fewer frames than that do not pay for a timer and its tick."""
+
+PACE_OF: Final = 16
+"""So many frames tell how fast they come."""
+
 _BULKY: Final = frozenset({int(Kind.ACTIVITY), int(Kind.COMMAND), int(Kind.SPEECH)})
 """Other kinds whose bodies may be large, so that they are worth measuring."""
 
@@ -63,13 +69,14 @@ class Outbox:
     """Frames to other pods: queued by `post`, written once per tick of the event loop.
 
     All frames for one destination in one tick are one XADD, all XADDs for one server one write. Audio, and what is
-    as patient, lingers: it is not written sooner than `linger` seconds after the last write, unless something else is.
-    So nothing waits while there is little to do, and under load entries become fewer and larger. A batch is kept
+    as patient, lingers under load: when several more frames will come within `linger` seconds it waits for them, unless
+    something else is written before. So nothing waits while there is little to do, and otherwise entries become fewer
+    and larger. A batch is kept
     until Redis answered and is written again after a reconnect, so a frame may arrive twice but never out of order.
 
     Args:
         undeliverable: called in the loop when an inbox does not exist: its reader is gone.
-        linger: seconds; 0 writes all at once.
+        linger: seconds; 0 writes all in its own tick.
     """
 
     def __init__(
@@ -245,7 +252,8 @@ class _Lane(Pipeline):
         self._outbox = outbox
         self._linger = outbox.linger
         self._loop = asyncio.get_running_loop()
-        self._wrote_at = 0.0
+        self._pace, self._posted_at = outbox.linger, 0.0
+        """Seconds between two frames that may linger, lately."""
         self._timer: asyncio.TimerHandle | None = None
         self._sent: deque[Batch | None] = deque()  # None: the reply to ASKING, which says nothing
         self.packed: deque[Batch] = deque()
@@ -254,12 +262,17 @@ class _Lane(Pipeline):
 
     def soon(self) -> None:
         """There is news that may linger."""
-        if self._timer is None and not self.news.is_set():
-            due = self._wrote_at + self._linger
-            if self._linger and self._loop.time() < due:
-                self._timer = self._loop.call_at(due, self._lingered)
-            else:
-                self.news.set()
+        if not self._linger:
+            return self.news.set()
+        now = time.monotonic()
+        self._pace += (min(now - self._posted_at, self._linger) - self._pace) / PACE_OF
+        self._posted_at = now
+        if self._timer is not None or self.news.is_set():
+            return
+        if self._pace * WORTH_WAITING < self._linger:
+            self._timer = self._loop.call_later(self._linger, self._lingered)
+        else:
+            self.news.set()
 
     def _lingered(self) -> None:
         self._timer = None
@@ -269,7 +282,6 @@ class _Lane(Pipeline):
         self._outbox.drop_old_audio(self.queue)
 
     def take(self) -> tuple[bytes, int]:
-        self._wrote_at = self._loop.time()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
