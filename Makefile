@@ -60,6 +60,11 @@ bench-scale: $(STAMP) ## what grows with pods, with calls at once and with what 
 	$(BIN)/python tests/benchmarks/scale.py --json tests/benchmarks/results.json $(ARGS)
 	$(BIN)/python tests/benchmarks/results.py tests/benchmarks/results.json
 
+.PHONY: soak
+soak: $(STAMP) ## memory of edge, worker and Redis over half an hour of calls that come and go (ARGS="--minutes 5"); into the same RESULTS.md
+	$(BIN)/python tests/benchmarks/scale.py --parts soak --json tests/benchmarks/results.json $(ARGS)
+	$(BIN)/python tests/benchmarks/results.py tests/benchmarks/results.json
+
 .PHONY: transcripts
 transcripts: $(STAMP) ## record the conversations of tests/transcripts anew
 	PYTHONPATH=tests $(BIN)/python tests/transcripts/recording.py

@@ -1,6 +1,6 @@
 """`make bench-scale`: what grows with pods, with calls at once, and with what is kept. Each part prints one table.
 
-python tests/benchmarks/scale.py [--parts pods burst takeover transcripts ended] [--json FILE]
+python tests/benchmarks/scale.py [--parts pods burst takeover transcripts ended soak] [--json FILE]
 
 With `--json` the tables go into that file beside what `run.py` wrote there.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import scale_pods
 import scale_records
+import scale_soak
 import table
 from about import about, store
 
@@ -48,12 +49,18 @@ PARTS: dict[str, tuple[str, str, Callable[[argparse.Namespace], Rows]]] = {
         "Each has ten lines. Owed ones are due in an hour, as while a CRM is away.",
         lambda given: scale_records.ended(given.ended),
     ),
+    "soak": (
+        "Memory over a long time",
+        "Calls come and go in rounds; resident memory in the middle of each. Growth is from the first tenth of the "
+        "rounds after a fifth for warming to the last tenth.",
+        lambda given: scale_soak.soak(given.minutes, given.soaked),
+    ),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--parts", nargs="+", default=[name for name in PARTS if name != "soak"], choices=list(PARTS))
     parser.add_argument("--calls", type=int, default=100, help="of `pods`")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement of `pods`")
     parser.add_argument("--repeats", type=int, default=5, help="of `pods`, `burst`, `takeover`")
@@ -61,6 +68,8 @@ def main() -> None:
     parser.add_argument("--taken", type=int, default=100, help="calls taken over at once")
     parser.add_argument("--lines", type=int, default=10_000, help="of the longest transcript")
     parser.add_argument("--ended", type=int, default=100_000, help="ended calls")
+    parser.add_argument("--minutes", type=float, default=30.0, help="of `soak`")
+    parser.add_argument("--soaked", type=int, default=50, help="calls of each round of `soak`")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     for name in given.parts:
