@@ -64,7 +64,8 @@ class CallStore:
         return await self._calls.transcript(cid)
 
     async def follow(self, cid: str) -> AsyncIterator[Line]:
-        """What was said and what is said from now on, until the call has ended. Stop reading to stop following."""
+        """What was said and what is said from now on, until the call has ended, through an outage of Redis of half a
+        minute. Stop reading to stop following."""
         async with contextlib.aclosing(api.follow(self._calls, cid)) as lines:
             async for line in lines:
                 yield line
