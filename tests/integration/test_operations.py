@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from bridge_sim.agent import AgentScript, SimulatedAgent
 from bridge_sim.caller import SimulatedCall
@@ -163,6 +164,7 @@ async def test_while_redis_is_away_the_api_says_so_and_pods_are_not_ready(
             await pod.until(lambda pod=pod: pod.get("/readyz")[0] == 200, 15, "being ready again")
 
 
+@pytest.mark.timeout(180)  # a dozen commands, each a process
 async def test_bridgectl_shows_calls_and_acts_on_them(redis_url: str, tmp_path: Path) -> None:
     async with SimulatedAgent(QUICK) as agent, Pods(redis_url, agent.url, application(tmp_path)) as pods:
         edge, worker = await asyncio.gather(pods.edge(), pods.worker())

@@ -1,5 +1,4 @@
-"""What a hostile reading of the turns found: sequences of events that belong to a real call, though not to a usual
-one."""
+"""Turns that pause, are broken off, or follow each other fast: what belongs to a real call, though not to a usual one."""
 
 from __future__ import annotations
 
