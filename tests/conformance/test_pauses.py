@@ -1,4 +1,4 @@
-"""Turns that pause, are broken off, or follow each other fast: what belongs to a real call, though not to a usual one."""
+"""Turns that pause, are broken off, or follow each other fast: what belongs to a real call, if not to a usual one."""
 
 from __future__ import annotations
 
