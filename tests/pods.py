@@ -23,12 +23,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from bridge_shared.orphans import dies_with_parent
+from bridge_sim.caller import SimulatedCall
+from bridge_sim.plan import CallPlan
 from harness import free_port
 
 POLL_SECONDS = 0.02
@@ -348,3 +350,12 @@ class Pods:
             for pod in self.all:
                 pod.close()
             self._folder.cleanup()
+
+
+@contextlib.asynccontextmanager
+async def calling(edge: Pod, **plan: Any) -> AsyncIterator[SimulatedCall]:
+    """A call that has begun at this edge."""
+    async with SimulatedCall(edge.url, CallPlan(turn_timeout_s=40, **plan)) as call:
+        await call.connect()
+        await call.initiate()
+        yield call

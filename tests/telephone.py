@@ -209,3 +209,14 @@ def types(messages: Sequence[dict[str, Any]]) -> list[str]:
     """Their types, a run of chunks as one."""
     names = [message["type"] for message in messages]
     return [name for at, name in enumerate(names) if name != "playStream.chunk" or names[at - 1 : at] != [name]]
+
+
+async def messages_for(vaic: Wire, seconds: float) -> list[dict[str, Any]]:
+    """All that VAIC is sent in this time."""
+    got: list[dict[str, Any]] = []
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                got.append(await vaic.next())
+    except TimeoutError:
+        return got

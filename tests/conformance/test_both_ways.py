@@ -8,50 +8,13 @@ from typing import Any
 
 import pytest
 
-from bridge_shared.protocol.media import media
-from bridge_sim.agent import AgentConnection
 from bridge_sim.agent_script import AgentScript, Faults
 from deepgram_audiocodes_bridge import DeepgramBridge
 from harness import configuration
-from telephone import Wire, stage, types, wire
-
-MULAW = media("raw/mulaw")
+from puppet import MULAW, says, sound, speaks, turn
+from telephone import messages_for, stage, types, wire
 
 pytestmark = pytest.mark.slow
-
-
-def sound(ms: int, byte: int = 0x11) -> bytes:
-    return bytes([byte]) * MULAW.nbytes(ms)
-
-
-async def says(agent: AgentConnection, text: str) -> None:
-    await agent.send_json({"type": "ConversationText", "role": "assistant", "content": text})
-
-
-async def speaks(agent: AgentConnection, *frames: bytes) -> None:
-    for frame in frames:
-        await agent._socket.send(frame)
-
-
-async def done(agent: AgentConnection) -> None:
-    await agent.send_json({"type": "AgentAudioDone"})
-
-
-async def turn(agent: AgentConnection, text: str, audio: bytes) -> None:
-    await says(agent, text)
-    await speaks(agent, audio)
-    await done(agent)
-
-
-async def messages_for(vaic: Wire, seconds: float) -> list[dict[str, Any]]:
-    """All that comes in this time."""
-    got: list[dict[str, Any]] = []
-    try:
-        async with asyncio.timeout(seconds):
-            while True:
-                got.append(await vaic.next())
-    except TimeoutError:
-        return got
 
 
 async def test_every_barge_in_is_reported_to_vaic_also_after_a_noise_that_came_to_no_text(redis_url: str) -> None:

@@ -9,51 +9,18 @@ import pytest
 
 from bridge_shared.frames import Kind
 from bridge_shared.protocol.media import media
-from bridge_sim.agent import AgentConnection
 from bridge_sim.caller import SimulatedCall
 from bridge_sim.plan import CallPlan
 from bridge_worker.speech import GATE_SECONDS, STILL_SECONDS, Speech, Turn
 from deepgram_audiocodes_bridge import DeepgramBridge
 from harness import configuration, running
+from puppet import MULAW, caller_said, done, says, sound, speaks
 from sdk import Notes, Peer, played_agent
-from telephone import Wire, heard, stage, types, wire
+from telephone import heard, messages_for, stage, types, wire
 
-MULAW = media("raw/mulaw")
 LINEAR = media("raw/lpcm16")
 T1, T2, T3 = (5, 1), (5, 2), (5, 3)
 NOW = 1000.0
-
-
-def sound(ms: int, byte: int = 0x11) -> bytes:
-    return bytes([byte]) * MULAW.nbytes(ms)
-
-
-async def says(agent: AgentConnection, text: str) -> None:
-    await agent.send_json({"type": "ConversationText", "role": "assistant", "content": text})
-
-
-async def caller_said(agent: AgentConnection, text: str) -> None:
-    await agent.send_json({"type": "ConversationText", "role": "user", "content": text})
-
-
-async def speaks(agent: AgentConnection, *frames: bytes) -> None:
-    for frame in frames:
-        await agent._socket.send(frame)
-
-
-async def done(agent: AgentConnection) -> None:
-    await agent.send_json({"type": "AgentAudioDone"})
-
-
-async def messages_for(vaic: Wire, seconds: float) -> list[dict[str, Any]]:
-    """All that comes in this time."""
-    got: list[dict[str, Any]] = []
-    try:
-        async with asyncio.timeout(seconds):
-            while True:
-                got.append(await vaic.next())
-    except TimeoutError:
-        return got
 
 
 def sent(speech: Speech) -> list[tuple[str, Turn, bytes]]:

@@ -6,29 +6,18 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bridge_shared.redis.calls import Calls
 from bridge_shared.redis.connection import connect
 from bridge_sim.agent import AgentScript, SimulatedAgent
-from bridge_sim.caller import SimulatedCall
-from bridge_sim.plan import CallPlan
 from bridge_worker.finisher import PAUSES_SECONDS
-from pods import Pod, Pods, application
+from pods import Pods, application, calling
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 QUICK = AgentScript(think_s=0.0)
-
-
-@contextlib.asynccontextmanager
-async def calling(edge: Pod, **plan: Any) -> AsyncIterator[SimulatedCall]:
-    async with SimulatedCall(edge.url, CallPlan(turn_timeout_s=40, **plan)) as call:
-        await call.connect()
-        await call.initiate()
-        yield call
 
 
 @contextlib.asynccontextmanager

@@ -16,10 +16,8 @@ from bridge_shared.redis.commands import Commands
 from bridge_shared.redis.connection import Server, connect
 from bridge_shared.remote import Remote
 from bridge_sim.agent import AgentScript, SimulatedAgent
-from bridge_sim.caller import SimulatedCall
-from bridge_sim.plan import CallPlan
 from deepgram_audiocodes_bridge.store import CallStore
-from pods import Pod, Pods, application
+from pods import Pods, application, calling
 
 QUICK = AgentScript(think_s=0.0)
 
@@ -65,14 +63,6 @@ async def redis(url: str) -> AsyncIterator[tuple[Server, Calls, Remote]]:
         yield server, calls, Remote(calls, Commands(server))
     finally:
         await server.close()
-
-
-@contextlib.asynccontextmanager
-async def calling(edge: Pod, *, transfer_fails: bool = False) -> AsyncIterator[SimulatedCall]:
-    async with SimulatedCall(edge.url, CallPlan(turn_timeout_s=40, transfer_fails=transfer_fails)) as call:
-        await call.connect()
-        await call.initiate()
-        yield call
 
 
 async def test_a_live_call_is_told_from_elsewhere_what_to_do_and_does_it_once(redis_url: str, tmp_path: Path) -> None:

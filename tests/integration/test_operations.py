@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,9 @@ import httpx
 import pytest
 
 from bridge_sim.agent import AgentScript, SimulatedAgent
-from bridge_sim.caller import SimulatedCall
-from bridge_sim.plan import CallPlan
 from conftest import RedisServer
 from deepgram_audiocodes_bridge.store import CallStore
-from pods import Pod, Pods, application, environment
+from pods import Pod, Pods, application, calling, environment
 
 QUICK = AgentScript(think_s=0.0)
 TOKEN = "0815-token"
@@ -32,14 +28,6 @@ def crm(session, event):
         raise RuntimeError("the CRM is away")
     print("crm", session.conversation_id, event.attempt, flush=True)
 """
-
-
-@contextlib.asynccontextmanager
-async def calling(edge: Pod) -> AsyncIterator[SimulatedCall]:
-    async with SimulatedCall(edge.url, CallPlan(turn_timeout_s=40)) as call:
-        await call.connect()
-        await call.initiate()
-        yield call
 
 
 def api(pod: Pod, token: str | None = TOKEN) -> httpx.AsyncClient:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -19,25 +18,16 @@ from bridge_shared.redis.commands import Commands
 from bridge_shared.redis.connection import Server, connect
 from bridge_sim.agent import AgentScript, SimulatedAgent
 from bridge_sim.caller import SimulatedCall
-from bridge_sim.plan import CallPlan
 from bridge_worker.redaction import Redaction
 from conftest import RedisServer
 from deepgram_audiocodes_bridge.store import CallStore
 from integration.test_page import browse
-from pods import Pod, Pods, application, environment
+from pods import Pod, Pods, application, calling, environment
 
 QUICK = AgentScript(think_s=0.0)
 TOKEN = "0815-token"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
-
-
-@contextlib.asynccontextmanager
-async def calling(edge: Pod, **plan: Any) -> AsyncIterator[SimulatedCall]:
-    async with SimulatedCall(edge.url, CallPlan(turn_timeout_s=40, **plan)) as call:
-        await call.connect()
-        await call.initiate()
-        yield call
 
 
 @contextlib.asynccontextmanager
