@@ -299,7 +299,7 @@ class Settings(BaseSettings):
         100, "silence sent at once to the agent while the caller's stream is closed", "milliseconds", low=20, high=1000
     )
     linger_ms: float = _setting(
-        4.0, "under load, how long audio waits for more of it on its way through Redis", "milliseconds", low=0, high=50
+        10.0, "under load, how long audio waits for more of it on its way through Redis", "milliseconds", low=0, high=50
     )
     before_transfer_timeout: float = _setting(
         5.0, "longest run of a `before_transfer` handler; the transfer waits for it", "seconds", low=0.1, high=60
