@@ -182,6 +182,25 @@ async def test_bridgectl_shows_calls_and_acts_on_them(redis_url: str, tmp_path: 
         assert (await bridgectl(redis_url, "transcript", cid)).returncode == 3
 
 
+async def test_a_call_whose_session_end_handlers_are_owed_is_forgotten_only_by_force(
+    redis_url: str, tmp_path: Path
+) -> None:
+    app = application(tmp_path, BROKEN.format(path=str(tmp_path / "back")))
+    async with SimulatedAgent(QUICK) as agent, Pods(redis_url, agent.url, app) as pods:
+        edge, worker = await asyncio.gather(pods.edge(), pods.worker())
+        async with calling(edge) as call:
+            await call.hang_up()
+        cid = call.conversation_id
+        await worker.until_logged("session_end handlers failed, they will be run again")
+        refused = await bridgectl(redis_url, "forget", cid)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert f"bridgectl: call '{cid}': its session_end handlers have not succeeded (" in refused.stderr
+        assert f"Run 'bridgectl finish {cid}' first, or give --force" in refused.stderr
+        assert (await bridgectl(redis_url, "transcript", cid)).returncode == 0
+        assert (await bridgectl(redis_url, "forget", cid, "--force")).returncode == 0
+        assert (await bridgectl(redis_url, "transcript", cid)).returncode == 3
+
+
 async def test_a_finish_that_failed_is_listed_and_run_again_on_demand(redis_url: str, tmp_path: Path) -> None:
     app = application(tmp_path, BROKEN.format(path=str(tmp_path / "back")))
     async with SimulatedAgent(QUICK) as agent, Pods(redis_url, agent.url, app) as pods:

@@ -345,9 +345,12 @@ def unfinished(as_json: cli_calls.AsJson = False) -> None:
 
 
 @app.command()
-def forget(cid: cli_calls.Cid) -> None:
-    """Delete every trace of a call that has ended."""
-    _run(cli_calls.forget(_settings(), cid))
+def forget(
+    cid: cli_calls.Cid,
+    force: Annotated[bool, typer.Option("--force", help="Although session_end handlers have not succeeded.")] = False,
+) -> None:
+    """Delete what Redis has of a call that has ended. Refused while its session_end handlers are owed."""
+    _run(cli_calls.forget(_settings(), cid, force=force))
     say(f"{cid} is forgotten")
 
 

@@ -105,7 +105,7 @@ def _in(row: dict[str, Any]) -> str:
     return "now" if seconds <= 0 else f"in {seconds:.0f} s"
 
 
-async def forget(settings: config.Settings, cid: str) -> None:
-    """Delete every trace of a call."""
+async def forget(settings: config.Settings, cid: str, *, force: bool) -> None:
+    """Delete what Redis has of a call."""
     async with operations.cluster(settings) as cluster:
-        await cluster.forget(cid)
+        await cluster.forget(cid, force=force)

@@ -70,15 +70,23 @@ class Cluster:
         if not await self.calls.reopen(cid):
             raise CommandRefused(cid, "nothing is owed: it is live, or its finish is done")
 
-    async def forget(self, cid: str) -> None:
-        """Delete every trace of a call that has ended.
+    async def forget(self, cid: str, *, force: bool = False) -> None:
+        """Delete what Redis has of a call that has ended.
+
+        Args:
+            force: also if its `session_end` handlers have not all succeeded; then they are not run again.
 
         Raises:
             CallUnknown: there is none.
-            CommandRefused: it is live.
+            CommandRefused: it is live, or its handlers are owed.
         """
-        if (await self.call(cid)).state != "ended":
+        record = await self.call(cid)
+        if record.state != "ended":
             raise CommandRefused(cid, "it is live; hang it up first")
+        if record.finish in ("owed", "given_up") and not force:
+            tries = f"{record.tries} {'try' if record.tries == 1 else 'tries'}"
+            why = f"its session_end handlers have not succeeded ({tries}). Run 'bridgectl finish {cid}' first"
+            raise CommandRefused(cid, f"{why}, or give --force to lose what they would have written")
         await self.calls.forget(cid)
 
     async def drain(self, pod: str) -> None:
