@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from bridge_sim.agent import SimulatedAgent
@@ -84,6 +85,22 @@ def free_pair() -> int:
             return first
 
 
+def going_on(shown: str) -> tuple[str, int, str]:
+    """What is printed for another terminal: the URL of Redis, the port of the page, its token."""
+    (redis,) = re.findall(r"^In another terminal: export REDIS_URL=(\S+); .*bridgectl calls$", shown, re.MULTILINE)
+    ((port, token),) = re.findall(r"^Page: http://127\.0\.0\.1:(\d+)/#(\S{16,})$", shown, re.MULTILINE)
+    assert b"0100007F:%04X" % int(port) in Path("/proc/net/tcp").read_bytes()  # and on no other address
+    assert b"00000000:%04X" % int(port) not in Path("/proc/net/tcp").read_bytes()
+    return redis, int(port), token
+
+
+async def listed(port: int, token: str) -> int:
+    """The status with which the admin API answers whoever shows this token."""
+    async with httpx.AsyncClient(trust_env=False) as client:
+        headers = {"Authorization": f"Bearer {token}"}
+        return (await client.get(f"http://127.0.0.1:{port}/v1/calls", headers=headers)).status_code
+
+
 async def call(url: str) -> None:
     report = await SimulatedCall(url, CallPlan(say=("thank_you",))).run()
     assert (report.problem, report.violations) == (None, [])
@@ -98,6 +115,13 @@ async def test_without_a_key_it_says_so_and_shows_a_call_and_how_to_read_it(tmp_
         assert "DEEPGRAM_API_KEY is not set: A SIMULATED AGENT ANSWERS THE CALLS" in shown
         assert f"Bot URL for Live Hub: ws://<this machine>:{port} " in shown
         assert "Token: none. ANYBODY WHO REACHES THIS PORT CAN CALL. Set AC_TOKEN" in shown
+        redis, port_of_page, token = going_on(shown)
+        assert shown.index(token) < shown.index("Placing a simulated call")
+        assert (await listed(port_of_page, token), await listed(port_of_page, "wrong")) == (200, 401)
+        calls = [sys.executable, "-m", "deepgram_audiocodes_bridge.cli", "calls", "--json"]
+        variables = environment({"REDIS_URL": redis})
+        there = await asyncio.to_thread(subprocess.run, calls, env=variables, capture_output=True, timeout=20)
+        assert there.stdout == b"[]\n"
         assert re.findall(r"^  \| \d\d:\d\d:\d\d  (caller|agent) +(.+)$", shown, re.MULTILINE) == CONVERSATION
         assert "The call is over after 3 turns." in shown
         (one_liner,) = re.findall(r"^    (.*python.* -c .*)$", shown, re.MULTILINE)
@@ -158,6 +182,12 @@ async def test_pods_as_processes_take_calls_at_each_edge_and_end_together(tmp_pa
         assert urls == [f"ws://127.0.0.1:{first}", f"ws://127.0.0.1:{first + 1}"]
         below = descendants(program.pid)
         assert len(below) == 5  # and Redis
+        _, port_of_page, token = going_on(program.stdout)
+        assert await listed(port_of_page, token) == 200
+        admins = re.findall(
+            r"^(?:worker|edge) \d: pid \d+, admin http://127.0.0.1:(\d+)$", program.stdout, re.MULTILINE
+        )
+        assert [await listed(int(port), token) for port in admins if int(port) != port_of_page] == [403] * 3
         await asyncio.gather(*(call(url) for url in urls))
         program.send(signal.SIGINT)
         assert await program.ended() == 0

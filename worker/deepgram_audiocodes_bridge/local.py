@@ -10,9 +10,12 @@ import asyncio
 import contextlib
 import os
 import runpy
+import secrets
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from pydantic import SecretStr
 
 from bridge_edge.door import Door
 from bridge_shared import config
@@ -38,6 +41,7 @@ EDGE_PORT = 8081
 GRACE_SECONDS = 15.0
 """What a pod may take to end beyond its drain: hanging up, last handlers, last lines."""
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 KEY = "DEEPGRAM_API_KEY"
 UNUSED_KEY = "not needed by an edge"
 
@@ -91,11 +95,26 @@ def up(app: Path | None, *, workers: int | None, edges: int | None, settings: Se
     if workers is not None or edges is not None:
         simulated = keyless and settings.origin("deepgram_url") == "default"
         return _processes(app, workers or 1, edges or 1, simulated, settings, say)
+    host, token = _page(settings)
+    if token is not None:
+        settings = settings.model_copy(update={"admin_token": SecretStr(token)})
     process = joined.command(settings)
-    show = Stage(process, say)
+    process.admin_host = host
+    show = Stage(process, say, token)
     process.on_open = show.opened
     with show.set():
         return _run(app, process)
+
+
+def _page(settings: Settings) -> tuple[str, str | None]:
+    """Where the admin port of `up` listens, and the token that is made up for its page: none if there is one already,
+    or if BRIDGE_HOST puts the port where others may reach it."""
+    if settings.admin_token is not None:
+        return settings.host, None
+    if settings.origin("host") != "default" and settings.host not in LOOPBACK:
+        return settings.host, None
+    host = settings.host if settings.host in LOOPBACK else LOOPBACK[0]
+    return host, secrets.token_urlsafe(16)
 
 
 def _run(app: Path, process: Process) -> int:
@@ -204,14 +223,17 @@ def _processes(app: Path, workers: int, edges: int, simulated: bool, settings: S
             stage.banner(say)
             environment["DEEPGRAM_URL"] = process.media.submit(process.simulate()).result()
         pods = [Child(f"worker {n + 1}", "worker", host, admins.pop(), environment) for n in range(workers)]
+        page_host, token = _page(settings)
+        if token is not None:  # one pod serves the page: a worker, which has no port for callers beside it
+            page = environment | {"BRIDGE_ADMIN_TOKEN": token, "BRIDGE_HOST": page_host}
+            pods[0] = Child(pods[0].name, "worker", page_host, pods[0].admin, page)
         for n in range(edges):
             pods.append(
                 Child(f"edge {n + 1}", "edge", host, admins.pop(), environment | {"BRIDGE_PORT": str(first + n)})
             )
             say(f"edge {n + 1}: ws://{stage.in_url(host)}:{first + n}")
-        if process.embedded:
-            say(f"For bridgectl in another terminal: export REDIS_URL={process.redis_url}")
         say(f"A call: bridgectl call --url ws://{stage.in_url(host)}:{first}")
+        stage.onward(say, process, pods[0].host, pods[0].admin, token)
         return Children(app, pods, settings.drain_seconds + GRACE_SECONDS, say).run()
     finally:
         process.close()

@@ -154,6 +154,9 @@ class Process:
         self.over = False
         self.joined = 0
         """How many bridges have ever joined."""
+        self.admin_host = settings.host
+        self.admin_port = settings.admin_port
+        """Where the admin port is; the real one once a door is open."""
         self.edge: Edge | None = None
         self.worker: Worker | None = None
         self.state: Server
@@ -354,8 +357,8 @@ class Process:
     async def _open(self) -> None:
         settings = self.settings
         role = settings.role
-        admin = Admin(settings.admin_port, settings.host, ready=self._not_ready, healthy=self._not_healthy)
-        admin.bind()
+        admin = Admin(self.admin_port, self.admin_host, ready=self._not_ready, healthy=self._not_healthy)
+        self.admin_port = admin.bind()
         self._admin = asyncio.create_task(admin.run(), name="admin")
         self._admin.add_done_callback(self._ended)
         media = self.state = await self._reach(self.redis_url, f"bridge-{role or 'up'}", "REDIS_URL")

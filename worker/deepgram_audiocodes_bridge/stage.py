@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 DEMO_PROMPTS = ("where_is_my_parcel", "opening_hours", "thank_you")
 """What the simulated caller says, one sentence a turn."""
 
+
 DOORS_SECONDS = 0.2
 """So long after the first door opened, the others of the application are expected to be open too."""
 
@@ -44,16 +45,38 @@ def banner(say: Say) -> None:
     say("=" * 78)
 
 
+def onward(say: Say, process: Process, host: str, port: int, token: str | None) -> None:
+    """Tell how to go on from another terminal, and where the page is.
+
+    Args:
+        host, port: of an admin port.
+        token: the one made up for this run; None: it is the operator's, or there is no page.
+    """
+    settings, program = process.settings, _program("bridgectl")
+    fleet = f"export BRIDGE_FLEET={settings.fleet}; " if settings.origin("fleet") != "default" else ""
+    if process.embedded:
+        say(f"In another terminal: export REDIS_URL={process.redis_url}; {fleet}{program} calls")
+    else:  # the password in it is not for the screen
+        say(f"In another terminal, with the REDIS_URL of this one: {fleet}{program} calls")
+    page = f"http://{in_url(reachable(host))}:{port}/"
+    if token is not None:
+        say(f"Page: {page}#{token}")
+    elif settings.admin_token is not None:
+        say(f"Page: {page}  (its token is BRIDGE_ADMIN_TOKEN)")
+
+
 class Stage:
     """The show of one process.
 
     Args:
         process: whose doors open.
         say: shows one line.
+        token: of the page, if it was made up.
     """
 
-    def __init__(self, process: Process, say: Say) -> None:
+    def __init__(self, process: Process, say: Say, token: str | None) -> None:
         self._process = process
+        self._token = token
         self._colours = _colourful(sys.stdout)
         self._aside = Aside(sys.stdout)
         self._say_it = say
@@ -86,6 +109,7 @@ class Stage:
             banner(self._say)
         for door in self._doors:
             self._show_door(door)
+        onward(self._say, self._process, self._process.admin_host, self._process.admin_port, self._token)
         door = self._doors[0]
         issuer = self._process.settings.oidc_issuer
         if simulated and door.authenticate is not None:
