@@ -43,6 +43,8 @@ LOST_SECONDS: Final = 5.0
 ALIVE_SECONDS: Final = 15.0
 """A stream in which nothing is said shows by a comment that it lives."""
 
+AS_JSON: Final = "Send the body as JSON, with the header Content-Type: application/json"
+
 CURSOR: Final = r"^([0-9]{1,15}-[A-Za-z0-9._-]{1,128})?$"
 """Where a page begins: behind this call, by when it came; the call itself may have ended meanwhile."""
 
@@ -184,7 +186,7 @@ def add(app: FastAPI, calls: Calls, remote: Remote, fleet: Fleet, token: str | N
             raise HTTPException(401, "This needs the bearer token of BRIDGE_ADMIN_TOKEN", headers)
 
     refusals: dict[int | str, dict[str, Any]] = {
-        status: {"model": Problem} for status in (400, 401, 403, 404, 409, 503)
+        status: {"model": Problem} for status in (400, 401, 403, 404, 409, 415, 503)
     }
     router = APIRouter(prefix="/v1", dependencies=[Depends(bearer), Depends(authorised)], responses=refusals)
 
@@ -293,8 +295,11 @@ def add(app: FastAPI, calls: Calls, remote: Remote, fleet: Fleet, token: str | N
 
     @app.exception_handler(RequestValidationError)
     async def name_the_field(request: Request, error: RequestValidationError) -> JSONResponse:
+        errors = error.errors()
+        if any(e["loc"] == ("body",) for e in errors) and not _is_json(request):
+            return JSONResponse({"detail": AS_JSON}, 415)
         # not what was sent: it need not be JSON that can be sent back (NaN, half a surrogate)
-        return JSONResponse({"detail": [{key: e[key] for key in ("loc", "msg", "type")} for e in error.errors()]}, 422)
+        return JSONResponse({"detail": [{key: e[key] for key in ("loc", "msg", "type")} for e in errors]}, 422)
 
 
 STATUS: Final[dict[type[BridgeError], int]] = {
@@ -402,6 +407,11 @@ async def _events(calls: Calls, cid: str) -> AsyncIterator[str]:
                 yield event
         finally:
             reading.cancel()
+
+
+def _is_json(request: Request) -> bool:
+    kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    return kind.startswith("application/") and kind.endswith(("/json", "+json"))
 
 
 def _event(name: str, parameters: dict[str, Any]) -> dict[str, Any]:

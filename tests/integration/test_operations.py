@@ -125,6 +125,11 @@ async def test_the_api_says_what_is_wrong_with_a_request(redis_url: str, tmp_pat
                 assert (await known.post(f"/v1/calls/nobody/{path}", json=body)).status_code == 404
             odd = await known.post("/v1/calls/nobody/say", json={"text": ""})
             assert (odd.status_code, odd.json()["detail"][0]["loc"]) == (422, ["body", "text"])
+            for kind in ("application/x-www-form-urlencoded", "text/plain", ""):
+                sent = {"content": b'{"text": "x"}', "headers": {"Content-Type": kind}}
+                unnamed = await known.post("/v1/calls/nobody/say", **sent)
+                said = {"detail": "Send the body as JSON, with the header Content-Type: application/json"}
+                assert (unnamed.status_code, unnamed.json()) == (415, said)
             assert (await known.get("/v1/calls/a b")).status_code == 422
             paths = (await known.get("/v1/openapi.json")).json()["paths"]
             assert "/v1/calls/{cid}/transcript" in paths
