@@ -187,6 +187,15 @@ async def test_bridgectl_shows_calls_and_acts_on_them(redis_url: str, tmp_path: 
         assert (await bridgectl(redis_url, "transcript", cid)).returncode == 3
 
 
+async def test_a_call_store_that_is_not_entered_or_was_left_says_how_to_use_it(redis_url: str) -> None:
+    async with CallStore(redis_url) as left:
+        assert await left.live() == []
+    for store in (CallStore(redis_url), left):
+        for use in (store.live(), store.get("x"), store.transcript("x"), anext(store.follow("x"))):
+            with pytest.raises(RuntimeError, match=r"^CallStore is not connected: use it as 'async with CallStore\(…"):
+                await use
+
+
 async def test_a_call_whose_session_end_handlers_are_owed_is_forgotten_only_by_force(
     redis_url: str, tmp_path: Path
 ) -> None:

@@ -23,7 +23,8 @@ __all__ = ["CallRecord", "CallStore", "Line"]
 
 
 class CallStore:
-    """Reads calls. Use it as `async with`; errors everywhere: `bridge_shared.errors.RedisUnavailable`.
+    """Reads calls. Use it as `async with`; errors everywhere: `bridge_shared.errors.RedisUnavailable`, and
+    RuntimeError outside of that block.
 
     Args:
         redis_url: as REDIS_URL, from where it is taken if not given.
@@ -36,6 +37,7 @@ class CallStore:
         self._fleet = fleet or settings.fleet
         self._ttl = settings.transcript_ttl
         self._server: Server | None = None
+        self._calls: Calls | None = None
 
     async def __aenter__(self) -> Self:
         self._server = await connect(self._url, name="call-store")
@@ -45,27 +47,34 @@ class CallStore:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._calls = None
         if self._server is not None:
             await self._server.close()
 
+    def _connected(self) -> Calls:
+        if self._calls is None:
+            raise RuntimeError("CallStore is not connected: use it as 'async with CallStore(…) as store'")
+        return self._calls
+
     async def live(self) -> list[CallRecord]:
         """The live calls, oldest first."""
-        return [record for cid in await self._calls.live() if (record := await self._calls.read(cid)) is not None]
+        calls = self._connected()
+        return [record for cid in await calls.live() if (record := await calls.read(cid)) is not None]
 
     async def get(self, cid: str) -> CallRecord | None:
         """One call, live or kept; None if there is none."""
         try:
-            return await self._calls.read(cid)
+            return await self._connected().read(cid)
         except CallUnknown:  # no call can have this id
             return None
 
     async def transcript(self, cid: str) -> list[Line]:
         """What was said, in order, with how much of it the caller heard as far as that is known."""
-        return await self._calls.transcript(cid)
+        return await self._connected().transcript(cid)
 
     async def follow(self, cid: str) -> AsyncIterator[Line]:
         """What was said and what is said from now on, until the call has ended, through an outage of Redis of half a
         minute. Stop reading to stop following."""
-        async with contextlib.aclosing(api.follow(self._calls, cid)) as lines:
+        async with contextlib.aclosing(api.follow(self._connected(), cid)) as lines:
             async for line in lines:
                 yield line
