@@ -37,6 +37,7 @@ __all__ = ["CallEvent", "CallPlan", "CallProblem", "CallReport", "Heard", "Simul
 ACCEPT_S: Final = 12.0
 """How long the bot may take to answer session.initiate or .resume; VAIC's own limit is not documented."""
 GREETING_S: Final = 3.0
+KEYS_S: Final = 5.0
 CLOSE_S: Final = 5.0
 """The bot has to close the socket so soon after session.end (§4)."""
 GIVE_UP_S: Final = 10.0
@@ -87,6 +88,7 @@ class SimulatedCall:
                 await self._play()
             except CallProblem as problem:
                 self._fail(str(problem))
+                self.line.report.status = problem.status
                 await self._leave()
         return self.report()
 
@@ -97,6 +99,8 @@ class SimulatedCall:
         await self.connect()
         await self.initiate()
         await self.wait_greeting()
+        if plan.keys and not self.line.end:
+            await self.press(plan.keys)
         for turn, name in enumerate(plan.say):
             if self.line.end:
                 raise CallProblem(f"the call was over ({self.line.end}) before turn {turn + 1} of {len(plan.say)}")
@@ -180,6 +184,12 @@ class SimulatedCall:
     async def send_dtmf(self, digits: str) -> None:
         """Press keys: one DTMF event with all of them."""
         await self.send_activity({"type": "event", "name": "DTMF", "value": digits})
+
+    async def press(self, keys: str) -> None:
+        """Press keys, and hear the answer out if one begins within 5 s."""
+        self._post(self.line.press(keys, self._now()))
+        if await self._within(lambda: self.line.answered or bool(self.line.end), KEYS_S) and self.line.answered:
+            await self.wait_answer()
 
     async def send_activity(self, activity: JSON) -> None:
         """Send an activity; `id`, `timestamp` and `language` are added where they are missing."""

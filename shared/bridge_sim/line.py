@@ -142,6 +142,13 @@ class Line:
         self._tell(CallEvent("says", text))
         return self._spoke_until
 
+    def press(self, keys: str, now: float) -> bytes:
+        """The caller presses keys: one DTMF event with all of them. What the bot says next answers them."""
+        self._spoke_at = self._spoke_until = now
+        self._answered = False
+        self._tell(CallEvent("presses", keys))
+        return self.activity({"type": "event", "name": "DTMF", "value": keys})
+
     def activity(self, activity: JSON) -> bytes:
         """An activity from VAIC, completed with what every activity has (§7.1)."""
         return self.vaic.activities([{"language": "any-CI", **self._stamp(), **activity}])
@@ -268,7 +275,7 @@ class Line:
         if self._mic is None:
             self._mic = Microphone(media(media_format), now, self.plan.chunk_ms)
             self.started_at = now + self.plan.start_delay_s
-            self._tell(CallEvent("accepted", media_format))
+            self._tell(CallEvent("accepted", media_format, {"conversation_id": self.report.conversation_id}))
             return
         self._tell(CallEvent("resumed", media_format))
         if self.floor.open and self._stream == "continue" and self.vaic.stream_open:

@@ -15,6 +15,8 @@ class CallPlan:
 
     say: tuple[str, ...] = ()
     """One prompt per turn."""
+    keys: str = ""
+    """Pressed after the greeting, all at once, before anything is said; not every bot answers them."""
     barge_in: bool = False
     """What the administrator configured. Off, as in new Live Hub connections: the bot is never spoken over."""
     formats: tuple[str, ...] = FORMATS

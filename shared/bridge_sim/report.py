@@ -20,11 +20,11 @@ class CallEvent:
 
     Attributes:
         kind: `connected`, `accepted`, `refused`, `listening` (the caller can be heard), `muted`, `says` (the caller;
-            the text of the prompt), `recognised` (what the bot made of it), `plays` (the agent; its altText), `played`,
-            `interrupted`, `activity` (from the bot), `speech` (the bot's other speech events), `dropped`, `resumed`,
-            `violation`, `ended`.
+            the text of the prompt), `presses` (the caller; the keys), `recognised` (what the bot made of it), `plays`
+            (the agent; its altText), `played`, `interrupted`, `activity` (from the bot), `speech` (the bot's other
+            speech events), `dropped`, `resumed`, `violation`, `ended`.
         text: for a person; may be empty.
-        data: what belongs to the kind: times in ms, the activity, the stream id.
+        data: what belongs to the kind: times in ms, the activity, the stream id, the conversation id.
     """
 
     kind: str
@@ -58,6 +58,8 @@ class CallReport:
 
     conversation_id: str
     problem: str | None = None
+    status: int | None = None
+    """The HTTP status with which the upgrade was refused."""
     """The first thing that went wrong, for a person. Violations are listed apart."""
     media_format: str = ""
     setup_ms: float | None = None

@@ -7,6 +7,8 @@ Real calls take their time, so the examples of one way run at once.
 from __future__ import annotations
 
 import asyncio
+import re
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -17,7 +19,7 @@ from bridge_sim.agent import SimulatedAgent
 from bridge_sim.caller import CallProblem, SimulatedCall
 from bridge_sim.plan import CallPlan
 from harness import free_port
-from pods import Pods, Program
+from pods import Pods, Program, environment
 
 FOLDER = Path(__file__).parents[2] / "worker" / "examples"
 TOKEN = "let-me-in"
@@ -90,6 +92,33 @@ CALLERS: dict[str, Callable[[str], Awaitable[None]]] = {
     "06_crm": converse,
     "07_amazon_connect": converse,
 }
+
+
+async def shown(app: Path, folder: Path, agent: SimulatedAgent, *arguments: str) -> str:
+    """What `bridgectl call` with these arguments shows of this example."""
+    port = free_port()
+    settings = {"DEEPGRAM_API_KEY": "x", "DEEPGRAM_URL": agent.url, "BRIDGE_PORT": str(port)}
+    program = Program(app.parent.name, [sys.executable, str(app)], settings, folder).start()
+    try:
+        await serving(program, port)
+        command = [sys.executable, "-m", "deepgram_audiocodes_bridge.cli", "call", *arguments]
+        variables = environment({"BRIDGE_PORT": str(port)})
+        done = await asyncio.to_thread(
+            subprocess.run, command, env=variables, capture_output=True, text=True, timeout=40, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+    finally:
+        program.close()
+
+
+async def test_the_keypad_example_is_shown_by_the_command_in_its_readme(tmp_path: Path) -> None:
+    assert "bridgectl call --keys '1003#'" in (FOLDER / "02_dtmf" / "README.md").read_text()
+    async with SimulatedAgent() as agent:
+        output = await shown(FOLDER / "02_dtmf" / "app.py", tmp_path, agent, "--keys", "1003#")
+    assert "caller  presses 1003#" in output
+    assert "agent   Thank you. I have parcel number 1 0 0 3." in output
+    assert re.search(r"accepted, raw/\S+, conversation [0-9a-f-]{36}$", output, re.MULTILINE)
 
 
 async def every_example(run: Callable[[str, Path], Awaitable[None]]) -> None:

@@ -344,6 +344,7 @@ async def test_a_wrong_token_is_refused_at_the_door() -> None:
             with pytest.raises(CallProblem) as caught:
                 await call.connect()
         assert caught.value.status == 401
+        assert (await SimulatedCall(bot.url, CallPlan(), token="wrong").run()).status == 401
         assert (await SimulatedCall(bot.url, CallPlan(), token="right").run()).ok
 
 

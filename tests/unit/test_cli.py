@@ -95,6 +95,7 @@ def test_what_was_asked_wrongly_exits_with_2_and_says_what_without_a_traceback()
         "call --say nonsense": "bridgectl: --say: there is no 'nonsense'. Choose of",
         "call --format mp3": "bridgectl: --format: there is no 'mp3'. Choose of",
         "call --url http://localhost": "bridgectl: --url: 'http://localhost' does not begin with ws://",
+        "call --keys 12x": "bridgectl: --keys: '12x' has what no keypad has. Give keys of",
         "call --calls 2 --wav-out heard.wav": "bridgectl: --wav-out: is for one call",
     }
     command = [sys.executable, "-c", EACH, json.dumps(list(wrong))]
@@ -182,6 +183,7 @@ def test_totals_add_up_calls_problems_gaps_and_violations():
         totals.add(report)
     assert totals.figures() == {
         "calls": 2,
+        "conversation_ids": ["a", "b"],
         "failed": 1,
         "turns": 2,
         "setup_ms": {"p50": 12.3, "p99": 12.3, "max": 12.3},
@@ -192,6 +194,16 @@ def test_totals_add_up_calls_problems_gaps_and_violations():
         "violations": {"id_reused": 2},
         "problems": {"refused": 1},
     }
+
+
+def test_who_is_refused_for_the_token_is_told_how_to_give_one():
+    totals = cli_call.Totals()
+    totals.add(CallReport("a", problem="ws://x refused the upgrade with HTTP status 401", status=401))
+    totals.add(CallReport("b", problem="ws://x refused the upgrade with HTTP status 503", status=503))
+    assert list(totals.problems) == [
+        "ws://x refused the upgrade with HTTP status 401: give --token or AC_TOKEN",
+        "ws://x refused the upgrade with HTTP status 503",
+    ]
 
 
 def test_barge_in_interrupts_the_first_answer_if_there_is_something_to_say():

@@ -134,6 +134,7 @@ Examples:
   bridgectl call
   bridgectl call --say parcel_number --say goodbye --wav-out heard.wav
   bridgectl call --barge-in --format raw/lpcm16
+  bridgectl call --keys '1003#'
   bridgectl call --calls 200 --rate 20 --concurrency 100 --json
 
 \b
@@ -151,6 +152,9 @@ def call(
     say: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="What the caller says; once for each turn.")
     ] = None,
+    keys: Annotated[
+        str, typer.Option(metavar="KEYS", help="Pressed after the greeting. Without --say nothing is said then.")
+    ] = "",
     barge_in: Annotated[
         bool, typer.Option("--barge-in", help="The caller may interrupt, and interrupts the first answer.")
     ] = False,
@@ -173,7 +177,8 @@ def call(
         calls=calls,
         rate=rate,
         concurrency=concurrency,
-        say=tuple(say or local.DEMO_PROMPTS),
+        say=tuple(say or (() if keys else local.DEMO_PROMPTS)),
+        keys=keys,
         barge_in=barge_in,
         formats=tuple(format or FORMATS),
         wav_out=wav_out,

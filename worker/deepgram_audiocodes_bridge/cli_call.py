@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,9 @@ from bridge_shared.lifecycle import new_event_loop
 from bridge_shared.protocol.media import FORMATS
 from bridge_sim import speech
 from bridge_sim.caller import CallEvent, CallPlan, CallReport, SimulatedCall
+
+KEYS: Final = "0123456789*#ABCD"
+WHOSE_TOKEN: Final = "give --token or AC_TOKEN"
 
 SHOWN_PROBLEMS: Final = 5
 """So many different problems are listed; the rest is a number."""
@@ -39,6 +43,7 @@ class Options:
     rate: float = 10.0
     concurrency: int | None = None
     say: tuple[str, ...] = ()
+    keys: str = ""
     barge_in: bool = False
     formats: tuple[str, ...] = FORMATS
     wav_out: Path | None = None
@@ -48,12 +53,20 @@ class Options:
             raise ConfigError("--url", f"{self.url!r} does not begin with ws:// or wss://", "Give the URL of the bot")
         _known("--say", self.say, speech.names("caller"))
         _known("--format", self.formats, FORMATS)
+        if not set(self.keys) <= set(KEYS):
+            raise ConfigError("--keys", f"{self.keys!r} has what no keypad has", f"Give keys of {KEYS}")
         if self.wav_out is not None and self.calls > 1:
             raise ConfigError("--wav-out", "is for one call", "Leave it out, or place one call")
 
     def plan(self) -> CallPlan:
         interrupts = self.barge_in and len(self.say) > 1
-        return CallPlan(say=self.say, barge_in=self.barge_in, formats=self.formats, barge=0 if interrupts else None)
+        return CallPlan(
+            say=self.say,
+            keys=self.keys,
+            barge_in=self.barge_in,
+            formats=self.formats,
+            barge=0 if interrupts else None,
+        )
 
 
 @dataclass(slots=True)
@@ -61,6 +74,7 @@ class Totals:
     """How the calls went, milliseconds; audio is not kept."""
 
     calls: int = 0
+    conversation_ids: list[str] = field(default_factory=list)
     failed: int = 0
     turns: int = 0
     setup_ms: list[float] = field(default_factory=list)
@@ -72,10 +86,12 @@ class Totals:
 
     def add(self, report: CallReport) -> None:
         self.calls += 1
+        self.conversation_ids.append(report.conversation_id)
         self.turns += report.turns
         if report.problem is not None:
             self.failed += 1
-            self.problems[report.problem] += 1
+            refused = report.status == HTTPStatus.UNAUTHORIZED
+            self.problems[f"{report.problem}: {WHOSE_TOKEN}" if refused else report.problem] += 1
         if report.setup_ms is not None:
             self.setup_ms.append(report.setup_ms)
         self.answer_ms += report.answer_ms
@@ -87,6 +103,7 @@ class Totals:
         """The summary as plain values; times are milliseconds, null where nothing was measured."""
         return {
             "calls": self.calls,
+            "conversation_ids": self.conversation_ids,
             "failed": self.failed,
             "turns": self.turns,
             "setup_ms": _spread(self.setup_ms),
@@ -162,9 +179,10 @@ class _Transcript:
 
     _SHOWN: Final = {
         "connected": ("", "connected to {}", "dim"),
-        "accepted": ("", "accepted, {}", "dim"),
+        "accepted": ("", "accepted, {}, conversation {conversation_id}", "dim"),
         "refused": ("", "refused: {}", "red"),
         "says": ("caller", "{}", "cyan"),
+        "presses": ("caller", "presses {}", "cyan"),
         "recognised": ("", "understood: {}", "dim"),
         "plays": ("agent", "{}", "green"),
         "interrupted": ("", "the agent was interrupted", "yellow"),
@@ -185,7 +203,7 @@ class _Transcript:
         if event.kind not in self._SHOWN:
             return
         who, words, style = self._SHOWN[event.kind]
-        text = escape(words.format(event.text or "..."))
+        text = escape(words.format(event.text or "...", **event.data))
         self._console.print(
             f"[dim]{now - self._began:6.1f} s[/dim]  [{style}]{who:6}  {text}[/{style}]", soft_wrap=True
         )
