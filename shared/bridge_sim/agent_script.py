@@ -27,7 +27,10 @@ ANSWERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """What the agent says to each of the caller's recorded sentences: names of recorded sentences, or any text."""
 
 CALLS: Mapping[str, tuple[tuple[str, str], ...]] = MappingProxyType(
-    {"parcel_number": (("track_parcel", '{"number":"Z1"}'),)}
+    {
+        "parcel_number": (("track_parcel", '{"number":"Z1"}'),),
+        "speak_to_a_person": (("speak_to_a_person", '{"why":"The caller asked for a person."}'),),
+    }
 )
 """Functions (name, arguments) called for a sentence, before anything is said, if the settings offer them."""
 

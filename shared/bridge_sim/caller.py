@@ -166,9 +166,10 @@ class SimulatedCall:
         await asyncio.sleep(max(0.0, ends - self._now()))
 
     async def wait_answer(self) -> None:
-        """Wait until what was said last has been answered and the answer has been heard to its end."""
+        """Wait until what was said last has been answered and the answer has been heard to its end. Being transferred
+        is an answer."""
         limit = self._plan.turn_timeout_s
-        await self._until(lambda: self.line.answered, limit, "an answer")
+        await self._until(lambda: self.line.answered or self.line.end == "transferred", limit, "an answer")
         # A bot that says goodbye and hangs up has answered, too.
         await self._until(lambda: self._quiet() or bool(self.line.end), limit, "the end of the answer")
 

@@ -121,6 +121,14 @@ async def test_the_keypad_example_is_shown_by_the_command_in_its_readme(tmp_path
     assert re.search(r"accepted, raw/\S+, conversation [0-9a-f-]{36}$", output, re.MULTILINE)
 
 
+async def test_the_way_to_a_person_is_shown_by_the_command_in_its_readme(tmp_path: Path) -> None:
+    assert "bridgectl call --say speak_to_a_person" in (FOLDER / "07_amazon_connect" / "README.md").read_text()
+    async with SimulatedAgent() as agent:
+        output = await shown(FOLDER / "07_amazon_connect" / "app.py", tmp_path, agent, "--say", "speak_to_a_person")
+    assert "bot     transfer" in output
+    assert "ended: transferred" in output
+
+
 async def every_example(run: Callable[[str, Path], Awaitable[None]]) -> None:
     """Run all of them at once, and name each that fails."""
     apps = {name: FOLDER / name / "app.py" for name in CALLERS}
