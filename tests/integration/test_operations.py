@@ -205,7 +205,10 @@ async def test_a_call_whose_session_end_handlers_are_owed_is_forgotten_only_by_f
         async with calling(edge) as call:
             await call.hang_up()
         cid = call.conversation_id
-        await worker.until_logged("session_end handlers failed, they will be run again")
+        failed = await worker.until_logged("session_end handlers failed, they will be run again")
+        assert (failed["cid"], failed["handlers"], failed["next_try_s"]) == (cid, ["__main__.crm"], 1.0)
+        assert (await worker.until_logged("handler raised"))["cid"] == cid
+        assert [line["cid"] for line in worker.logged("agent connected")] == [cid]
         refused = await bridgectl(redis_url, "forget", cid)
         assert (refused.returncode, refused.stdout) == (1, "")
         assert f"bridgectl: call '{cid}': its session_end handlers have not succeeded (" in refused.stderr

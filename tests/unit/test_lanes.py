@@ -26,6 +26,7 @@ class Call:
     """What handlers get as their session, as far as lanes know it."""
 
     session_id: str = "s-1"
+    conversation_id: str = "c-1"
 
 
 @dataclass
@@ -259,6 +260,7 @@ async def test_an_error_handler_that_raises_is_logged_only(app: App, caplog: pyt
         await app.done(app.lane(), "error", "the error")
     assert app.log == ["the error"]
     assert [record.message for record in caplog.records] == ["handler raised"]
+    assert caplog.records[0].__dict__["cid"] == "c-1"
 
 
 async def test_a_handler_that_takes_too_long_is_cancelled_and_reported(media: MediaThread):

@@ -269,6 +269,7 @@ class AgentSide:
 
     async def _listen(self, agent: Agent) -> AgentFailed:
         """Serve one agent connection until it is lost; returns why."""
+        log.info("agent connected", cid=self._cid, request_id=agent.machine.request_id)
         self.connection = agent
         self._microphone.connected(self._loop.time())
         self.feed(self._loop.time())

@@ -170,12 +170,12 @@ class Finisher:
                 await self._worker.calls.finished(cid, notes.missing)
                 self._kept.pop(cid, None)
                 return
-            log.error("session_end handlers failed, they will be run again", cid=cid, handlers=len(failed))
             for name in notes.missing:
                 await self._worker.calls.handled(cid, name, finisher=self._worker.pod)
-            await self._again(cid, elsewhere=any(isinstance(problem, LeftBehind) for problem in failed.values()))
+            await self._again(cid, failed)
         except BridgeError as error:
-            log.error("the finish could not be recorded, trying again", cid=cid, error=str(error))
+            names = sorted(failed)
+            log.error("the finish could not be recorded, trying again", cid=cid, failed=names, error=str(error))
 
     def _keep(self, cid: str, session: Session, results: Mapping[str, Exception | None]) -> None:
         """Remember a call until its finish is done; the oldest is forgotten if they are too many."""
@@ -187,18 +187,24 @@ class Finisher:
         while len(self._kept) > KEPT:
             del self._kept[next(iter(self._kept))]
 
-    async def _again(self, cid: str, *, elsewhere: bool) -> None:
-        """Set the next try, later each time, for a day.
+    async def _again(self, cid: str, failed: Mapping[str, Exception]) -> None:
+        """Set the next try, later each time, for a day. It may be anybody's if a handler of this one could not be cut
+        off.
 
         Args:
-            elsewhere: it may be anybody's, for something of this one could not be cut off.
+            failed: the handlers, and how.
         """
-        calls = self._worker.calls
+        calls, names = self._worker.calls, sorted(failed)
         record = await calls.read(cid)
         if record is not None and _tries(record) > len(PAUSES_SECONDS):
+            log.error("session_end handlers failed", cid=cid, handlers=names)
             return await self._give_up(cid, record.tries)
-        await calls.postpone(cid, _pause(record))
-        if elsewhere:
+        pause = _pause(record)
+        log.error(
+            "session_end handlers failed, they will be run again", cid=cid, handlers=names, next_try_s=float(pause)
+        )
+        await calls.postpone(cid, pause)
+        if any(isinstance(problem, LeftBehind) for problem in failed.values()):
             await calls.release_finish(cid, finisher=self._worker.pod)
 
     async def _give_up(self, cid: str, tries: int) -> None:

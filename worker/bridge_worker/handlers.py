@@ -225,7 +225,7 @@ class Handlers:
         except (Exception, asyncio.CancelledError, SystemExit) as error:
             problem = _problem(error, limit, seconds)
             metrics.handler_errors.labels(event=name).inc()
-            log.exception("handler raised", event_name=name, session_id=session.session_id)
+            log.exception("handler raised", cid=session.conversation_id, event_name=name, session_id=session.session_id)
             return problem
         finally:
             running.limit = None
