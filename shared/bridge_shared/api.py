@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any, Final, Literal
 
@@ -23,7 +24,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from bridge_shared import __version__
 from bridge_shared.errors import BridgeError, CallOver, CallUnknown, CommandRefused, RedisUnavailable
@@ -43,12 +44,30 @@ LOST_SECONDS: Final = 5.0
 ALIVE_SECONDS: Final = 15.0
 """A stream in which nothing is said shows by a comment that it lives."""
 
+OUR_ERROR: Final = "Value error, "
+"""Pydantic's word for a ValueError of ours, before its sentence."""
+
 AS_JSON: Final = "Send the body as JSON, with the header Content-Type: application/json"
 
 CURSOR: Final = r"^([0-9]{1,15}-[A-Za-z0-9._-]{1,128})?$"
 """Where a page begins: behind this call, by when it came; the call itself may have ended meanwhile."""
 
 Cid = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,128}$", description="VoiceAI Connect's conversation id.")]
+
+
+TARGET: Final = re.compile(r"^([Tt][Ee][Ll]:|[Ss][Ii][Pp][Ss]?:)[^\s]+$|^\+?[0-9][0-9 ()./-]*$", re.ASCII)
+"""What VoiceAI Connect can transfer to, as far as its form tells."""
+
+
+def transfer_target(target: str) -> str:
+    """The target of a transfer that somebody asks for from outside.
+
+    Raises:
+        ValueError: it is none, in a sentence.
+    """
+    if not TARGET.fullmatch(target):
+        raise ValueError(f"{target!r:.80} is no target of a transfer: give a tel: or sip: URI, or a number")
+    return target
 
 
 class CallView(BaseModel):
@@ -128,7 +147,12 @@ class HangUp(BaseModel):
 class Transfer(BaseModel):
     """Transfer after the agent's last words."""
 
-    target: str = Field(min_length=1, max_length=500, description="a tel: or sip: URI, or a number")
+    target: Annotated[str, AfterValidator(transfer_target)] = Field(
+        min_length=1,
+        max_length=500,
+        description="a tel: or sip: URI, or a number",
+        json_schema_extra={"pattern": TARGET.pattern},
+    )
     reason: str | None = Field(default=None, max_length=500)
 
 
@@ -299,7 +323,8 @@ def add(app: FastAPI, calls: Calls, remote: Remote, fleet: Fleet, token: str | N
         if any(e["loc"] == ("body",) for e in errors) and not _is_json(request):
             return JSONResponse({"detail": AS_JSON}, 415)
         # not what was sent: it need not be JSON that can be sent back (NaN, half a surrogate)
-        return JSONResponse({"detail": [{key: e[key] for key in ("loc", "msg", "type")} for e in errors]}, 422)
+        plain = [{"loc": e["loc"], "msg": e["msg"].removeprefix(OUR_ERROR), "type": e["type"]} for e in errors]
+        return JSONResponse({"detail": plain}, 422)
 
 
 STATUS: Final[dict[type[BridgeError], int]] = {

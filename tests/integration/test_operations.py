@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from bridge_shared.api import transfer_target
 from bridge_sim.agent import AgentScript, SimulatedAgent
 from conftest import RedisServer
 from deepgram_audiocodes_bridge.store import CallStore
@@ -130,6 +131,9 @@ async def test_the_api_says_what_is_wrong_with_a_request(redis_url: str, tmp_pat
                 unnamed = await known.post("/v1/calls/nobody/say", **sent)
                 said = {"detail": "Send the body as JSON, with the header Content-Type: application/json"}
                 assert (unnamed.status_code, unnamed.json()) == (415, said)
+            nowhere = await known.post("/v1/calls/nobody/transfer", json={"target": "not a number"})
+            sentence = "'not a number' is no target of a transfer: give a tel: or sip: URI, or a number"
+            assert (nowhere.status_code, nowhere.json()["detail"][0]["msg"]) == (422, sentence)
             assert (await known.get("/v1/calls/a b")).status_code == 422
             paths = (await known.get("/v1/openapi.json")).json()["paths"]
             assert "/v1/calls/{cid}/transcript" in paths
@@ -171,6 +175,8 @@ async def test_bridgectl_shows_calls_and_acts_on_them(redis_url: str, tmp_path: 
             assert (await bridgectl(redis_url, "say", cid, "You are welcome.")).returncode == 0
             await agent.connections[0].wait_for(lambda a: ("assistant", "You are welcome.") in a.texts, 10)
             follow = asyncio.create_task(bridgectl(redis_url, "transcript", cid, "--follow"))
+            nowhere = await bridgectl(redis_url, "transfer", cid, "not a number")
+            assert (nowhere.returncode, "is no target of a transfer" in nowhere.stderr) == (1, True)
             assert (await bridgectl(redis_url, "transfer", cid, "tel:+49301")).returncode == 0
             await call.wait_end()
         assert "assistant  You are welcome." in (await follow).stdout
@@ -185,6 +191,17 @@ async def test_bridgectl_shows_calls_and_acts_on_them(redis_url: str, tmp_path: 
             assert await store.live() == []
         assert (await bridgectl(redis_url, "forget", cid)).returncode == 0
         assert (await bridgectl(redis_url, "transcript", cid)).returncode == 3
+
+
+@pytest.mark.parametrize("target", ["tel:+49301", "sip:queue7@pbx.example.net", "SIPS:a@b", "+49 (30) 123-45", "112"])
+def test_a_transfer_goes_to_a_uri_or_a_number(target: str) -> None:
+    assert transfer_target(target) == target
+
+
+@pytest.mark.parametrize("target", ["", " ", "tel:", "not a number", "mailto:a@b", "tel:1 2", "queue7", "49\n"])
+def test_a_transfer_to_anything_else_is_refused(target: str) -> None:
+    with pytest.raises(ValueError, match="give a tel: or sip: URI, or a number"):
+        transfer_target(target)
 
 
 async def test_a_call_store_that_is_not_entered_or_was_left_says_how_to_use_it(redis_url: str) -> None:

@@ -320,10 +320,7 @@ def transfer(
     reason: Annotated[str | None, typer.Option(help="Becomes VAIC's handoverReason.")] = None,
 ) -> None:
     """Transfer after the agent's last words. Returns when the call's worker has begun."""
-    if not target.strip():
-        raise typer.BadParameter("TARGET is empty")
-    parameters = {"transferTarget": target, **({"handoverReason": reason} if reason else {})}
-    _run(cli_calls.send(_settings(), cid, "transfer", parameters))
+    _run(cli_calls.transfer(_settings(), cid, target, reason))
     say(f"{cid} is being transferred to {target}")
 
 

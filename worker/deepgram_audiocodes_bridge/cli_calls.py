@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bridge_shared import api, config
+from bridge_shared.errors import CommandRefused
 from bridge_shared.redis.calls import CallRecord, Line
 from deepgram_audiocodes_bridge import operations
 
@@ -77,6 +78,21 @@ async def send(settings: config.Settings, cid: str, verb: str, *arguments: Any) 
     """Have a live call's owner do something."""
     async with operations.cluster(settings) as cluster:
         await cluster.remote.send(cid, verb, *arguments)
+
+
+async def transfer(settings: config.Settings, cid: str, target: str, reason: str | None) -> None:
+    """Have a live call transferred.
+
+    Raises:
+        CommandRefused: beside others, this is nothing to transfer to.
+    """
+    try:
+        parameters = {"transferTarget": api.transfer_target(target)}
+    except ValueError as error:
+        raise CommandRefused(cid, str(error)) from None
+    if reason:
+        parameters["handoverReason"] = reason
+    await send(settings, cid, "transfer", parameters)
 
 
 async def finish(settings: config.Settings, cid: str) -> None:
