@@ -297,9 +297,9 @@ def add(app: FastAPI, calls: Calls, remote: Remote, fleet: Fleet, token: str | N
     @router.post("/calls/{cid}/finish", status_code=202)
     async def finish(cid: Cid) -> Done:
         """Run the `session_end` handlers that have not succeeded once more, now."""
-        await _known(calls, cid)
+        record = await _known(calls, cid)
         if not await calls.reopen(cid):
-            raise HTTPException(409, "Nothing is owed: the call is live, or its finish is done")
+            raise CommandRefused(cid, nothing_owed(record))
         return Done()
 
     @app.get("/v1/openapi.json", include_in_schema=False, dependencies=[Depends(authorised)])
@@ -344,6 +344,15 @@ def call_view(record: CallRecord) -> CallView:
         data=_object(record.raw.get("data")) or {},
         handoff=_object(record.raw.get("handoff")),
     )
+
+
+def nothing_owed(record: CallRecord) -> str:
+    """Why there is nothing to finish, for a person."""
+    if record.state != "ended":
+        return "nothing is owed yet: it is live"
+    if record.finish == "none":
+        return "nothing is owed: it ended before it had begun"
+    return "nothing is owed: its finish is done"
 
 
 def pod_view(pod: PodInfo) -> PodView:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import httpx
 import pytest
 
 from bridge_shared.api import transfer_target
+from bridge_shared.redis.calls import Calls
+from bridge_shared.redis.connection import connect
 from bridge_sim.agent import AgentScript, SimulatedAgent
 from conftest import RedisServer
 from deepgram_audiocodes_bridge.store import CallStore
@@ -172,7 +175,10 @@ async def test_bridgectl_shows_calls_and_acts_on_them(redis_url: str, tmp_path: 
             assert [c["conversation_id"] for c in shown] == [cid]
             live = await bridgectl(redis_url, "forget", cid)
             assert (live.returncode, "it is live" in live.stderr) == (1, True)
-            assert (await bridgectl(redis_url, "say", cid, "You are welcome.")).returncode == 0
+            live = await bridgectl(redis_url, "finish", cid)
+            assert (live.returncode, "nothing is owed yet: it is live" in live.stderr) == (1, True)
+            told = await bridgectl(redis_url, "say", cid, "You are welcome.")
+            assert (told.returncode, told.stdout) == (0, f"{cid} will hear it after what the agent is saying\n")
             await agent.connections[0].wait_for(lambda a: ("assistant", "You are welcome.") in a.texts, 10)
             follow = asyncio.create_task(bridgectl(redis_url, "transcript", cid, "--follow"))
             nowhere = await bridgectl(redis_url, "transfer", cid, "not a number")
@@ -202,6 +208,23 @@ def test_a_transfer_goes_to_a_uri_or_a_number(target: str) -> None:
 def test_a_transfer_to_anything_else_is_refused(target: str) -> None:
     with pytest.raises(ValueError, match="give a tel: or sip: URI, or a number"):
         transfer_target(target)
+
+
+async def test_a_finish_that_was_given_up_is_listed_as_such(redis_url: str) -> None:
+    server = await connect(redis_url, name="test")
+    try:
+        calls = Calls(server, "fleet", transcript_ttl=3600)
+        await calls.attach("ours", edge="edge-gone", new={"bridge": "8000", "media_format": "raw/mulaw"})
+        await calls.end("ours", reason="error", detail="lost", report=True)
+        await calls.give_up("ours")
+    finally:
+        await server.close()
+    (row,) = json.loads((await bridgectl(redis_url, "unfinished", "--json")).stdout)
+    assert (row["conversation_id"], row["state"], row["next_try_s"]) == ("ours", "given_up", None)
+    table = (await bridgectl(redis_url, "unfinished")).stdout
+    assert re.search(r"ours +given up +0 +none: bridgectl finish ours", table)
+    refused = await bridgectl(redis_url, "forget", "ours")
+    assert "its session_end handlers have not succeeded (0 tries)" in refused.stderr
 
 
 async def test_a_call_store_that_is_not_entered_or_was_left_says_how_to_use_it(redis_url: str) -> None:
@@ -245,12 +268,16 @@ async def test_a_finish_that_failed_is_listed_and_run_again_on_demand(redis_url:
 
         async def listed() -> bool:
             rows = json.loads((await bridgectl(redis_url, "unfinished", "--json")).stdout)
-            return [row["call"] for row in rows] == [cid]
+            keys = [(row["conversation_id"], row["call"], row["state"]) for row in rows]
+            return keys == [(cid, cid, "owed")] and rows[0]["tries"] > 0
 
         await worker.until(listed, 20, "the failed finish")
         (tmp_path / "back").touch()
-        await bridgectl(redis_url, "finish", cid)  # a refusal would mean that it was done in this moment
+        tried = await bridgectl(redis_url, "finish", cid)  # a refusal would mean that it was done in this moment
+        lists = f"{cid} is being tried again; 'bridgectl unfinished' lists it if it fails\n"
+        assert tried.stdout == lists or "its finish is done" in tried.stderr
         await worker.until(lambda: f"crm {cid}" in worker.stdout, 20, "the finish")
         assert worker.stdout.count("crm ") == 1
         again = await bridgectl(redis_url, "finish", cid)
-        assert (again.returncode, "nothing is owed" in again.stderr) == (1, True)
+        said = f"bridgectl: call '{cid}': nothing is owed: its finish is done\n"
+        assert (again.returncode, again.stderr) == (1, said)

@@ -330,14 +330,14 @@ def say_in_call(cid: cli_calls.Cid, text: Annotated[str, typer.Argument(metavar=
     if not text.strip():
         raise typer.BadParameter("TEXT is empty")
     _run(cli_calls.send(_settings(), cid, "agent", "inject_agent", text))
-    say(f"{cid} will hear it")
+    say(f"{cid} will hear it after what the agent is saying")
 
 
 @app.command()
 def finish(cid: cli_calls.Cid) -> None:
     """Run the session_end handlers of a call that have not succeeded once more, now."""
     _run(cli_calls.finish(_settings(), cid))
-    say(f"{cid} is finished by the next worker that looks")
+    say(f"{cid} is being tried again; 'bridgectl unfinished' lists it if it fails")
 
 
 @app.command()

@@ -104,20 +104,30 @@ async def finish(settings: config.Settings, cid: str) -> None:
 async def unfinished(settings: config.Settings, *, as_json: bool) -> None:
     """Print the calls that are owed their finish, and those for which it was given up."""
     async with operations.cluster(settings) as cluster:
-        rows = []
+        rows: list[dict[str, Any]] = []
         for cid, seconds in (await cluster.calls.unfinished()).items():
             record = await cluster.calls.read(cid)
-            tries = record.tries if record is not None else 0
-            rows.append({"call": cid, "tries": tries, "next_try_s": None if math.isinf(seconds) else round(seconds, 1)})
+            given_up = math.isinf(seconds)
+            rows.append(
+                {
+                    "conversation_id": cid,
+                    "call": cid,  # as it was called first
+                    "state": "given_up" if given_up else "owed",
+                    "tries": record.tries if record is not None else 0,
+                    "next_try_s": None if given_up else round(seconds, 1),
+                }
+            )
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
-        due = [(row["call"], row["tries"], "given up" if row["next_try_s"] is None else _in(row)) for row in rows]
-        show(("call", "tries", "next try"), due)
+        due = [(row["call"], row["state"].replace("_", " "), row["tries"], _next_try(row)) for row in rows]
+        show(("call", "finish", "tries", "next try"), due)
 
 
-def _in(row: dict[str, Any]) -> str:
-    seconds = float(row["next_try_s"])
+def _next_try(row: dict[str, Any]) -> str:
+    seconds = row["next_try_s"]
+    if seconds is None:
+        return f"none: bridgectl finish {row['call']}"
     return "now" if seconds <= 0 else f"in {seconds:.0f} s"
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from bridge_shared import api
 from bridge_shared.config import Settings
 from bridge_shared.errors import CallUnknown, CommandRefused, ConfigError, PodUnknown
 from bridge_shared.redis.calls import CallRecord, Calls
@@ -66,9 +67,9 @@ class Cluster:
             CallUnknown: there is no such call.
             CommandRefused: nothing is owed.
         """
-        await self.call(cid)
+        record = await self.call(cid)
         if not await self.calls.reopen(cid):
-            raise CommandRefused(cid, "nothing is owed: it is live, or its finish is done")
+            raise CommandRefused(cid, api.nothing_owed(record))
 
     async def forget(self, cid: str, *, force: bool = False) -> None:
         """Delete what Redis has of a call that has ended.
