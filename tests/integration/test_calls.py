@@ -391,6 +391,17 @@ async def test_data_of_an_ended_call_is_written_by_its_finisher_only_and_only_un
     assert "data" not in (await calls.read("c1")).raw
 
 
+async def test_what_failed_in_a_finish_is_noted_by_its_finisher_only_and_gone_when_it_is_done(calls):
+    await active(calls)
+    await calls.end("c1", reason="ended", detail="", finisher="w1")
+    await calls.failed("c1", "crm: KeyError", finisher="w1")
+    await calls.failed("c1", "crm: ValueError", finisher="w2")
+    assert (await calls.read("c1")).finish_error == "crm: KeyError"
+    await calls.finished("c1")
+    await calls.failed("c1", "crm: KeyError", finisher="w1")
+    assert (await calls.read("c1")).finish_error == ""
+
+
 async def test_all_calls_that_are_due_are_found_however_many(calls):
     for number in range(7):
         await active(calls, f"c{number}")

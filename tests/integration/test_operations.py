@@ -269,7 +269,7 @@ async def test_a_finish_that_failed_is_listed_and_run_again_on_demand(redis_url:
         async def listed() -> bool:
             rows = json.loads((await bridgectl(redis_url, "unfinished", "--json")).stdout)
             keys = [(row["conversation_id"], row["call"], row["state"]) for row in rows]
-            return keys == [(cid, cid, "owed")] and rows[0]["tries"] > 0
+            return keys == [(cid, cid, "owed")] and rows[0]["error"] == "__main__.crm: RuntimeError"
 
         await worker.until(listed, 20, "the failed finish")
         (tmp_path / "back").touch()

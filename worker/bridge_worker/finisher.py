@@ -198,14 +198,24 @@ class Finisher:
         record = await calls.read(cid)
         if record is not None and _tries(record) > len(PAUSES_SECONDS):
             log.error("session_end handlers failed", cid=cid, handlers=names)
-            return await self._give_up(cid, record.tries)
+            await self._give_up(cid, record.tries)
+            return await self._note(cid, failed)
         pause = _pause(record)
         log.error(
             "session_end handlers failed, they will be run again", cid=cid, handlers=names, next_try_s=float(pause)
         )
         await calls.postpone(cid, pause)
+        await self._note(cid, failed)
         if any(isinstance(problem, LeftBehind) for problem in failed.values()):
             await calls.release_finish(cid, finisher=self._worker.pod)
+
+    async def _note(self, cid: str, failed: Mapping[str, Exception]) -> None:
+        """Leave a word for `bridgectl unfinished`: kinds of errors only, for their texts may hold what is secret."""
+        error = ", ".join(f"{name}: {type(problem).__name__}" for name, problem in sorted(failed.items()))
+        try:
+            await self._worker.calls.failed(cid, error, finisher=self._worker.pod)
+        except BridgeError as away:  # the finish does not depend on it
+            log.debug("what failed is not noted", cid=cid, error=str(away))
 
     async def _give_up(self, cid: str, tries: int) -> None:
         log.error("the finish is given up", cid=cid, tries=tries)

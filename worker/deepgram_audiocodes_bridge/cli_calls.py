@@ -115,13 +115,16 @@ async def unfinished(settings: config.Settings, *, as_json: bool) -> None:
                     "state": "given_up" if given_up else "owed",
                     "tries": record.tries if record is not None else 0,
                     "next_try_s": None if given_up else round(seconds, 1),
+                    "error": record.finish_error if record is not None else "",
                 }
             )
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
-        due = [(row["call"], row["state"].replace("_", " "), row["tries"], _next_try(row)) for row in rows]
-        show(("call", "finish", "tries", "next try"), due)
+        due = [
+            (row["call"], row["state"].replace("_", " "), row["tries"], _next_try(row), row["error"]) for row in rows
+        ]
+        show(("call", "finish", "tries", "next try", "failed"), due)
 
 
 def _next_try(row: dict[str, Any]) -> str:

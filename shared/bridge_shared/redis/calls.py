@@ -78,6 +78,7 @@ class CallRecord:
         settings: the agent's settings as amended, without secrets; None: never amended.
         finish: "" while live; `none`: nothing is owed because the call was never active.
         tries: how often the finish was begun, by whomever; `tries_reopened`: of these, before it was opened again.
+        finish_error: what failed in its last try; empty when it is done.
         handled: the handlers whose success is recorded.
         raw: every field as stored.
     """
@@ -104,6 +105,7 @@ class CallRecord:
     finisher: str
     tries: int
     tries_reopened: int
+    finish_error: str
     handled: frozenset[str]
     raw: dict[str, str] = field(repr=False)
 
@@ -420,6 +422,10 @@ class Calls:
         """Write `Session.data` of an ended call. False: somebody else finishes it now, or it is finished."""
         return bool(await self._server.script_again(scripts.KEEP_DATA, [CallKeys.of(cid).call], [finisher, data]))
 
+    async def failed(self, cid: str, error: str, *, finisher: str) -> None:
+        """Note what failed in the last try of the finish, for people; kept until it is done, if it is ours still."""
+        await self._server.script_again(scripts.FINISH_FAILED, [CallKeys.of(cid).call], [finisher, error])
+
     async def release_finish(self, cid: str, *, finisher: str) -> None:
         """Leave the finish to others, if it is ours still."""
         await self._server.script_again(scripts.RELEASE_FINISH, [CallKeys.of(cid).call], [finisher])
@@ -690,6 +696,7 @@ def _record(cid: str, flat: Sequence[Any]) -> CallRecord:
         finisher=get("finisher", ""),
         tries=_int(get("finish_attempts")),
         tries_reopened=_int(get("finish_reopened")),
+        finish_error=get("finish_error", ""),
         handled=frozenset(name.removeprefix("handled:") for name in raw if name.startswith("handled:")),
         raw=raw,
     )

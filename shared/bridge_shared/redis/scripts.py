@@ -235,6 +235,17 @@ return 1
 """
 )
 
+# KEYS call · ARGV finisher, what failed -> 1 | 0 (somebody else finishes it now, or it is finished)
+FINISH_FAILED: Final = Script(
+    _IF_ROOM
+    + """
+local h = redis.call('HMGET', KEYS[1], 'finish', 'finisher')
+if (h[1] ~= 'owed' and h[1] ~= 'given_up') or h[2] ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'finish_error', ARGV[2])
+return 1
+"""
+)
+
 # KEYS call · ARGV finisher -> 1 | 0. Anybody may claim the finish then.
 RELEASE_FINISH: Final = Script(
     _ALWAYS
