@@ -121,6 +121,7 @@ async def test_the_keypad_example_is_shown_by_the_command_in_its_readme(tmp_path
     assert re.search(r"accepted, raw/\S+, conversation [0-9a-f-]{36}$", output, re.MULTILINE)
 
 
+@pytest.mark.slow
 async def test_the_way_to_a_person_is_shown_by_the_command_in_its_readme(tmp_path: Path) -> None:
     assert "bridgectl call --say speak_to_a_person" in (FOLDER / "07_amazon_connect" / "README.md").read_text()
     async with SimulatedAgent() as agent:
