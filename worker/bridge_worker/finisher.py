@@ -195,7 +195,10 @@ class Finisher:
         """
         calls = self._worker.calls
         record = await calls.read(cid)
-        if record is not None and _tries(record) > len(PAUSES_SECONDS):
+        if record is None:  # somebody has had it forgotten meanwhile
+            self._kept.pop(cid, None)
+            return
+        if _tries(record) > len(PAUSES_SECONDS):
             return await self._give_up(cid, record.tries)
         await calls.postpone(cid, _pause(record))
         if elsewhere:
@@ -209,7 +212,8 @@ class Finisher:
     async def _adopt(self, hosted: Hosted, seen: CallRecord) -> None:
         worker, calls, cid = self._worker, self._worker.calls, seen.cid
         if not await hosted.handlers.answers():
-            return log.debug("a finish is left to others: the application's event loop is blocked", cid=cid)
+            log.debug("a finish is left to others: the application's event loop is blocked", cid=cid)
+            return await calls.release_finish(cid, finisher=worker.pod)
         record = await calls.claim_finish(cid, worker=worker.pod, seen_finisher=seen.finisher)
         if record is None:
             return None
@@ -243,7 +247,9 @@ class Finisher:
             return True
         if record.finisher:
             return record.finisher != worker.pod and worker.alive(record.finisher)
-        return bool(record.owner) and worker.loop.time() - self._seen[record.cid] < OWNER_FIRST_SECONDS
+        return (
+            record.owner not in ("", worker.pod) and worker.loop.time() - self._seen[record.cid] < OWNER_FIRST_SECONDS
+        )
 
     async def _session(self, hosted: Hosted, record: CallRecord) -> Session:
         session = hosted.session(record.cid)
@@ -282,10 +288,9 @@ def _tries(record: CallRecord) -> int:
     return record.tries - record.tries_reopened
 
 
-def _pause(record: CallRecord | None) -> float:
+def _pause(record: CallRecord) -> float:
     """How long to wait before the try after this one."""
-    tries = _tries(record) if record is not None else 1
-    return PAUSES_SECONDS[min(max(tries, 1), len(PAUSES_SECONDS)) - 1]
+    return PAUSES_SECONDS[min(max(_tries(record), 1), len(PAUSES_SECONDS)) - 1]
 
 
 def finish_key(cid: str) -> str:
