@@ -61,10 +61,14 @@ class CallStore:
 
     async def transcript(self, cid: str) -> list[Line]:
         """What was said, in order, with how much of it the caller heard as far as that is known."""
-        return await self._calls.transcript(cid)
+        try:
+            return await self._calls.transcript(cid)
+        except CallUnknown:
+            return []
 
     async def follow(self, cid: str) -> AsyncIterator[Line]:
         """What was said and what is said from now on, until the call has ended. Stop reading to stop following."""
-        async with contextlib.aclosing(api.follow(self._calls, cid)) as lines:
-            async for line in lines:
-                yield line
+        with contextlib.suppress(CallUnknown):
+            async with contextlib.aclosing(api.follow(self._calls, cid)) as lines:
+                async for line in lines:
+                    yield line
