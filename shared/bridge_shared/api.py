@@ -341,21 +341,20 @@ async def follow(calls: Calls, cid: str) -> AsyncGenerator[Line, None]:
         RedisUnavailable: it has not answered for longer.
     """
     loop = asyncio.get_running_loop()
-    known: set[str] = set()
+    last = ""
     seen, answered_at, missing_since = False, loop.time(), None
     while True:
         try:
             record = await calls.read(cid)
-            lines = await calls.transcript(cid)
+            lines = await calls.transcript(cid, last)
         except RedisUnavailable:
             if loop.time() > answered_at + AWAY_SECONDS:
                 raise
         else:
             answered_at = loop.time()
             for line in lines:
-                if line.id not in known:
-                    known.add(line.id)
-                    yield line
+                last = line.id
+                yield line
             if record is not None:
                 seen, missing_since = True, None
                 if record.state == "ended":

@@ -437,7 +437,10 @@ class Calls:
 
     async def reopen(self, cid: str) -> bool:
         """Try the finish again, now and then for as long as a new one. False: there is nothing to finish."""
-        owed = await self._server.script_again(scripts.REOPEN_FINISH, [CallKeys.of(cid).call], [])
+        keys = CallKeys.of(cid)
+        owed = await self._server.script_again(
+            scripts.REOPEN_FINISH, [keys.call, keys.transcript, keys.heard], [FINISH_SECONDS]
+        )
         if owed:
             await self._server.script_again(scripts.POSTPONE, [self._ended], [cid, 0, ENDED_INDEX_SECONDS])
         return bool(owed)
@@ -538,10 +541,16 @@ class Calls:
         """How many calls are in the index."""
         return int(await self._server.execute_again("ZCARD", self._index))
 
-    async def transcript(self, cid: str) -> list[Line]:
-        """The utterances in order, with what is known about how much of each was heard."""
+    async def transcript(self, cid: str, after: str = "") -> list[Line]:
+        """The utterances in order, with what is known about how much of each was heard.
+
+        Args:
+            after: id of the one behind which to begin; it need not be there any more.
+        """
         keys = CallKeys.of(cid)
-        entries = await self._server.execute_again("XRANGE", keys.transcript, "-", "+")
+        entries = await self._server.execute_again("XRANGE", keys.transcript, f"({after}" if after else "-", "+")
+        if not entries:
+            return []
         try:
             heard = _pairs(await self._server.execute_again("HGETALL", keys.heard))
         except RedisRefused:  # something else stands under that name: the figures are lost, the lines are not
@@ -603,7 +612,7 @@ class Calls:
         return bool(
             await self._server.script_again(
                 scripts.FINISHED,
-                [keys.call, keys.transcript, keys.heard, keys.functions],
+                [keys.call, keys.transcript, keys.heard, keys.functions, keys.commands],
                 [finish, self._retention, SUMMARY, *handlers],
             )
         )
