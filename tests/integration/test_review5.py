@@ -19,6 +19,7 @@ from bridge_sim.plan import CallPlan
 from conftest import RedisServer
 from deepgram_audiocodes_bridge.store import CallStore
 from pods import Pod, Pods, application
+from redis_topologies import ClusterServers, started
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -191,6 +192,64 @@ async def test_handlers_that_succeed_while_redis_is_away_run_once(redis_server: 
         assert ran == ["crm 1", "mail 1"]
 
 
+TAKES_TIME = """
+@bridge.on("session_end")
+async def crm(session, event):
+    print("crm", event.attempt, flush=True)
+    await asyncio.sleep(2)
+    print("written", event.attempt, flush=True)
+"""
+
+
+async def test_a_worker_that_drains_lets_the_finish_of_another_s_call_come_to_its_end(
+    redis_url: str, tmp_path: Path
+) -> None:
+    # worker.py `drain` waited for its own calls only: the handler was cut off, and run again elsewhere
+    async with (
+        SimulatedAgent(QUICK) as agent,
+        Pods(redis_url, agent.url, application(tmp_path, TAKES_TIME)) as pods,
+        redis(redis_url) as (_, calls),
+    ):
+        worker = await pods.worker()
+        await owed(calls, "c1")
+        await worker.until(lambda: "crm 1" in worker.stdout, 15, "the handler")
+        worker.terminate()
+        assert await worker.ended() == 0
+        assert "written 1" in worker.stdout
+        record = await calls.read("c1")
+        assert record is not None and record.finish == "done"
+
+
+async def test_a_finisher_that_stood_still_runs_no_further_handler_when_another_has_the_call(
+    redis_url: str, tmp_path: Path
+) -> None:
+    go_on = tmp_path / "go on"
+    app = application(tmp_path, WAITS.format(path=str(go_on)))
+    async with (
+        SimulatedAgent(QUICK) as agent,
+        Pods(redis_url, agent.url, app) as pods,
+        redis(redis_url) as (_, calls),
+    ):
+        edge, first, second = await asyncio.gather(pods.edge(), pods.worker(), pods.worker())
+        async with calling(edge) as call:
+            await call.hang_up()
+        owner, other = (first, second) if first.logged("agent connected") else (second, first)
+        await owner.until(lambda: "crm 1" in owner.stdout, 20, "the handler")
+        owner.pause()
+        await other.until(lambda: "crm 2" in other.stdout, 20, "the handler at the other")
+        owner.go_on()
+        go_on.touch()
+
+        async def done() -> bool:
+            record = await calls.read(call.conversation_id)
+            return record is not None and record.finish == "done"
+
+        await other.until(done, 20, "the finish")
+        await owner.until_logged("another worker finishes the call now")
+        assert "mail" not in owner.stdout
+        assert other.stdout.count("mail 2") == 1
+
+
 # ── the admin API ──────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -275,3 +334,80 @@ async def test_the_store_knows_no_error_but_that_redis_is_away(redis_url: str) -
     async with CallStore(redis_url) as store:
         assert await store.transcript("no call") == []
         assert [line async for line in store.follow("no call")] == []
+
+
+async def test_nothing_of_commands_is_left_of_a_finished_call(redis_url: str, tmp_path: Path) -> None:
+    # scripts.py FINISHED: `call:{cid}:commands` stayed for ten minutes
+    async with (
+        SimulatedAgent(QUICK) as agent,
+        Pods(redis_url, agent.url, application(tmp_path), BRIDGE_ADMIN_TOKEN=TOKEN) as pods,
+        redis(redis_url) as (server, calls),
+    ):
+        edge, worker = await asyncio.gather(pods.edge(), pods.worker())
+        async with api(worker) as client, calling(edge) as call:
+            cid = call.conversation_id
+            for path, body in (("say", {"text": "You are welcome."}), ("hangup", {"reason": "enough"})):
+                assert (await client.post(f"/v1/calls/{cid}/{path}", json=body)).status_code == 202
+            await call.wait_end()
+
+        async def done() -> bool:
+            record = await calls.read(cid)
+            return record is not None and record.finish == "done"
+
+        await worker.until(done, 10, "the finish")
+        keys = CallKeys.of(cid)
+        left = [key.decode() for key in await server.execute("KEYS", "*") if cid.encode() in key]
+        assert sorted(left) in ([keys.call, keys.transcript], [keys.call, keys.heard, keys.transcript])
+
+
+async def test_what_is_opened_again_lives_as_long_as_it_is_tried_whatever_the_retention(redis_url: str) -> None:
+    # scripts.py REOPEN_FINISH left the call and its transcript the hour or two that they had
+    async with redis(redis_url) as (server, calls):
+        await owed(calls, "c1")
+        await server.execute("XADD", CallKeys.of("c1").transcript, "1-1", "role", "user", "content", "one")
+        await calls.give_up("c1")
+        for key in (CallKeys.of("c1").call, CallKeys.of("c1").transcript):
+            await server.execute("EXPIRE", key, 60)
+        assert await calls.reopen("c1")
+        for key in (CallKeys.of("c1").call, CallKeys.of("c1").transcript):
+            assert await server.execute("TTL", key) > 24 * 3600
+
+
+async def test_who_follows_reads_what_is_new_and_not_all_again(redis_url: str) -> None:
+    # api.py `follow` read the whole transcript four times a second, in the loop that moves audio
+    async with redis(redis_url) as (server, calls):
+        for number in (1, 2, 3):
+            entry = ("role", "user", "content", f"line {number}")
+            await server.execute("XADD", CallKeys.of("c1").transcript, f"1-{number}", *entry)
+        assert [line.content for line in await calls.transcript("c1", "1-2")] == ["line 3"]
+        assert await calls.transcript("c1", "1-3") == []
+        assert len(await calls.transcript("c1")) == 3
+
+
+async def test_a_call_is_acted_on_finished_and_forgotten_on_a_cluster(tmp_path: Path) -> None:
+    with started(ClusterServers) as servers:
+        servers.settle()
+        async with (
+            SimulatedAgent(QUICK) as agent,
+            Pods(servers.url, agent.url, application(tmp_path), BRIDGE_ADMIN_TOKEN=TOKEN) as pods,
+            redis(servers.url) as (_, calls),
+        ):
+            edge, worker = await asyncio.gather(pods.edge(), pods.worker())
+            async with api(edge) as client, calling(edge) as call:
+                cid = call.conversation_id
+                said = await client.post(f"/v1/calls/{cid}/say", json={"text": "You are welcome."})
+                assert said.status_code == 202
+                await agent.connections[0].wait_for(lambda a: ("assistant", "You are welcome.") in a.texts, 10)
+                assert (await client.post(f"/v1/calls/{cid}/hangup")).status_code == 202
+                await call.wait_end()
+            await worker.until(lambda: "session_end ended" in worker.stdout, 15, "the finish")
+
+            async def done() -> bool:
+                record = await calls.read(cid)
+                return record is not None and record.finish == "done"
+
+            await worker.until(done, 15, "the finish")
+            assert not await calls.reopen(cid)
+            assert await calls.forget(cid)
+            assert await calls.read(cid) is None
+            assert await calls.unfinished() == {}

@@ -51,6 +51,9 @@ class Finisher:
         self._worker = worker
         self._running: set[str] = set()
         self._adopting: set[str] = set()
+        self._stopped = False
+        self._none_adopting = asyncio.Event()
+        self._none_adopting.set()
         self._seen: dict[str, float] = {}
         """When each call that is owed its finish was first seen here."""
         self._kept: dict[str, _Kept] = {}
@@ -74,6 +77,14 @@ class Finisher:
                 except BridgeError:
                     log.exception("calls owed their finish cannot be looked up, trying again")
 
+    def stop(self) -> None:
+        """Adopt nothing more."""
+        self._stopped = True
+
+    async def tried(self) -> None:
+        """Wait until what was adopted is tried. Cancelling it stops the waiting."""
+        await self._none_adopting.wait()
+
     async def _look(self) -> None:
         """Adopt the calls that are due and nobody's, the longest due first."""
         worker, now = self._worker, self._worker.loop.time()
@@ -82,7 +93,7 @@ class Finisher:
         self._unreadable &= self._seen.keys()
         self._bridges = {cid: bridge for cid, bridge in self._bridges.items() if cid in self._seen}
         for cid in due:
-            if len(self._adopting) >= AT_ONCE:
+            if len(self._adopting) >= AT_ONCE or self._stopped:
                 return
             if cid in self._adopting or self._bridges.get(cid, "") not in ("", *worker.hosted):
                 continue
@@ -104,8 +115,9 @@ class Finisher:
             self._bridges[cid] = record.bridge
             if record.finisher == worker.pod and not self._others(record):  # the bridge has left this process
                 await worker.calls.release_finish(cid, finisher=worker.pod)
-        elif not self._others(record):
+        elif not self._others(record) and not self._stopped:
             self._adopting.add(cid)
+            self._none_adopting.clear()
             self._tasks.create_task(self._adopted(worker.hosted[record.bridge], record))
 
     async def _over(self, cid: str, record: CallRecord | None) -> None:
@@ -124,6 +136,8 @@ class Finisher:
             log.exception("a call could not be finished", cid=record.cid)
         finally:
             self._adopting.discard(record.cid)
+            if not self._adopting:
+                self._none_adopting.set()
 
     async def finish(
         self,
