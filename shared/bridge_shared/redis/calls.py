@@ -418,7 +418,14 @@ class Calls:
 
     async def keep_data(self, cid: str, data: bytes, *, finisher: str) -> bool:
         """Write `Session.data` of an ended call. False: somebody else finishes it now, or it is finished."""
-        return bool(await self._server.script_again(scripts.KEEP_DATA, [CallKeys.of(cid).call], [finisher, data]))
+        return await self._keep(cid, "data", data, finisher)
+
+    async def keep_handoff(self, cid: str, handoff: Mapping[str, Any], *, finisher: str) -> bool:
+        """Write what was to be stored before a transfer, if the call has ended meanwhile. False: as in `keep_data`."""
+        return await self._keep(cid, "handoff", orjson.dumps(handoff), finisher)
+
+    async def _keep(self, cid: str, name: str, value: bytes, finisher: str) -> bool:
+        return bool(await self._server.script_again(scripts.KEEP, [CallKeys.of(cid).call], [finisher, name, value]))
 
     async def release_finish(self, cid: str, *, finisher: str) -> None:
         """Leave the finish to others, if it is ours still."""

@@ -224,13 +224,13 @@ return 1
 """
 )
 
-# KEYS call · ARGV finisher, data -> 1 | 0 (somebody else finishes it now, or it is finished)
-KEEP_DATA: Final = Script(
+# KEYS call · ARGV finisher, field, value -> 1 | 0 (somebody else finishes it now, or it is finished)
+KEEP: Final = Script(
     _IF_ROOM
     + """
 local h = redis.call('HMGET', KEYS[1], 'finish', 'finisher')
 if h[1] ~= 'owed' or h[2] ~= ARGV[1] then return 0 end
-redis.call('HSET', KEYS[1], 'data', ARGV[2])
+redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
 return 1
 """
 )
