@@ -191,7 +191,7 @@ def add(app: FastAPI, calls: Calls, remote: Remote, fleet: Fleet, token: str | N
         since, _, cid = after.partition("-")
         some = await calls.live_page(limit + 1, (int(since or 0), cid))
         page = some[:limit]
-        records = [record for _, cid in page if (record := await calls.read(cid)) is not None]
+        records = [record for _, cid in page if (record := await calls.readable(cid)) is not None]
         return CallPage(
             calls=[call_view(record) for record in records],
             next=f"{page[-1][0]}-{page[-1][1]}" if len(some) > limit else None,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from bridge_sim.plan import CallPlan
 from chaos.network import Balancer
 from conftest import RedisServer
 from deepgram_audiocodes_bridge.store import CallStore
-from pods import Pod, Pods, application
+from pods import Pod, Pods, application, environment
 from redis_topologies import ClusterServers, started
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -405,6 +407,38 @@ async def test_who_has_stopped_following_takes_no_place_any_more(redis_url: str,
 
 
 # ── what is kept ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_one_odd_key_hides_no_other_call_from_those_who_look(redis_url: str, tmp_path: Path) -> None:
+    # the lists of the API, of `bridgectl` and of CallStore, the sweeper and the sweep read one call after the other and
+    # stopped at the first that cannot be read
+    async with (
+        SimulatedAgent(QUICK) as agent,
+        Pods(redis_url, agent.url, application(tmp_path), BRIDGE_ADMIN_TOKEN=TOKEN, BRIDGE_LOST_SECONDS="1") as pods,
+        redis(redis_url) as (server, calls),
+        CallStore(redis_url) as store,
+    ):
+        await server.execute("SET", "call:{odd}", "no hash")
+        await server.execute("ZADD", "{fleet}:calls", 1, "odd", 2, "no {id} at all")
+        await server.execute("ZADD", "{fleet}:ended", "+inf", "odd", "+inf", "no {id} at all")
+        await calls.attach("c1", edge="edge-gone", new={"bridge": "8000", "media_format": "raw/mulaw"})
+        assert [record.cid for record in await store.live()] == ["c1"]
+        for command, shown in (("calls", "c1"), ("unfinished", "odd")):
+            done = await bridgectl(redis_url, command)
+            assert (done.returncode, shown in done.stdout) == (0, True), done.stderr
+        worker = await pods.worker()
+        async with api(worker) as client:
+            page = await client.get("/v1/calls")
+            assert page.status_code == 200
+        await worker.until_logged("a call has lost its edge and its worker, ending it")
+        assert await calls.sweep() >= 2
+        assert await calls.unfinished() == {}
+
+
+async def bridgectl(redis_url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "deepgram_audiocodes_bridge.cli", *arguments]
+    env = environment({"REDIS_URL": redis_url})
+    return await asyncio.to_thread(subprocess.run, command, env=env, capture_output=True, text=True, timeout=60)
 
 
 async def test_the_store_knows_no_error_but_that_redis_is_away(redis_url: str) -> None:

@@ -50,7 +50,7 @@ class CallStore:
 
     async def live(self) -> list[CallRecord]:
         """The live calls, oldest first."""
-        return [record for cid in await self._calls.live() if (record := await self._calls.read(cid)) is not None]
+        return [record for cid in await self._calls.live() if (record := await self._calls.readable(cid)) is not None]
 
     async def get(self, cid: str) -> CallRecord | None:
         """One call, live or kept; None if there is none."""

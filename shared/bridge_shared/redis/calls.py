@@ -523,6 +523,18 @@ class Calls:
         flat = await self._server.execute_again("HGETALL", CallKeys.of(cid).call)
         return _record(cid, flat) if b"state" in flat[::2] else None
 
+    async def readable(self, cid: str) -> CallRecord | None:
+        """As `read`, for what a list names: None also if no call can have this id, or something else than a call stands
+        under it. One odd key is to hide no other call."""
+        try:
+            return await self.read(cid)
+        except CallUnknown:
+            return None
+        except RedisRefused as error:
+            if not _wrong_type(error):
+                raise
+            return None
+
     async def live(self) -> list[str]:
         """The calls in the index, oldest first."""
         return [_text(cid) for cid in await self._server.execute_again("ZRANGE", self._index, 0, -1)]
@@ -601,12 +613,19 @@ class Calls:
             cids = [_text(member) for member in members[start : start + 100]]
             found += zip(
                 cids,
-                await asyncio.gather(
-                    *(self._server.execute_again("HMGET", f"call:{{{cid}}}", "state", "finish") for cid in cids)
-                ),
+                await asyncio.gather(*map(self._state, cids)),
                 strict=True,
             )
         return found
+
+    async def _state(self, cid: str) -> list[bytes | None]:
+        try:
+            state: list[bytes | None] = await self._server.execute_again("HMGET", f"call:{{{cid}}}", "state", "finish")
+        except RedisRefused as error:
+            if not _wrong_type(error):
+                raise
+            return [None, None]
+        return state
 
     async def _file(self, cid: str, finish: str) -> None:
         """The two index steps after an end, in the order that a crash between them can be repaired from."""
@@ -634,6 +653,10 @@ def _iso(ms: int) -> str:
     if not 0 < ms < 253402300800000:  # the year 10000
         return ""
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _wrong_type(error: RedisRefused) -> bool:
+    return "WRONGTYPE" in str(error)
 
 
 def _text(value: Any) -> str:
