@@ -330,6 +330,44 @@ async def test_a_handler_whose_success_a_worker_of_the_former_version_recorded_d
         assert "crm" not in worker.stdout
 
 
+# ── the examples, `bridgectl` ──────────────────────────────────────────────────────────────────────────────
+
+
+async def test_example_02_keeps_the_digits_across_a_worker_kill(redis_url: str) -> None:
+    app = Path(__file__).parents[2] / "worker" / "examples" / "02_dtmf" / "app.py"
+    async with (
+        SimulatedAgent(QUICK) as agent,
+        Pods(redis_url, agent.url, app) as pods,
+        redis(redis_url) as (_, calls),
+    ):
+        edge, *workers = await asyncio.gather(pods.edge(), pods.worker(), pods.worker())
+        async with calling(edge) as call:
+            await call.wait_greeting()
+            owner = next(worker for worker in workers if worker.logged("agent connected"))
+            (other,) = [worker for worker in workers if worker is not owner]
+            await call.send_dtmf("47")
+
+            async def stored() -> bool:
+                record = await calls.read(call.conversation_id)
+                return record is not None and record.raw.get("data") == '{"digits":"47"}'
+
+            await owner.until(stored, 10, "the digits in Redis")
+            owner.kill()
+            await other.until_logged("call taken over")
+            await call.send_dtmf("1")
+            await call.send_dtmf("#")
+            said = ("assistant", "Thank you. I have parcel number 4 7 1.")
+            await agent.wait_for(lambda agent: any(said in each.injections for each in agent.connections), 15)
+            await call.hang_up()
+
+
+def test_the_shell_completes_commands() -> None:
+    asked = {"_BRIDGECTL_COMPLETE": "complete_bash", "COMP_WORDS": "bridgectl tr", "COMP_CWORD": "1"}
+    command = [sys.executable, "-c", "from deepgram_audiocodes_bridge.cli import main; main([])"]
+    done = subprocess.run(command, env=environment(asked), capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["transcript", "transfer"]
+
+
 # ── the admin API ──────────────────────────────────────────────────────────────────────────────────────────
 
 
