@@ -155,8 +155,10 @@ class Worker:
 
     async def drain(self, seconds: float) -> None:
         """Take no new calls, and give the live ones to other workers at a quiet moment of each; those that nobody
-        takes may come to their end, all within `seconds`; what is left is hung up. Cancelling stops the waiting."""
+        takes may come to their end, all within `seconds`; what is left is hung up. Handlers that finish calls of others
+        may end, too. Cancelling stops the waiting."""
         self._draining = True
+        self.finisher.stop()
         log.info("draining", pod=self.pod, calls=self._pod.load, seconds=seconds)
         self._quiet_until = self.loop.time() + min(QUIET_SECONDS, seconds * 2 / 3)
         for conversation in self._conversations.values():
@@ -165,6 +167,13 @@ class Worker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(until):
                 await self._none_claiming.wait()
+        await self._give_away(until)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                await self.finisher.tried()
+
+    async def _give_away(self, until: float) -> None:
+        """Wait for the live calls to go, and hang up those that have not by then."""
         if await self._pod.wait_empty(max(0.0, until - self.loop.time())):
             return
         log.warning("ending calls that are still live", calls=self._pod.load)

@@ -90,7 +90,7 @@ async def unfinished(settings: config.Settings, *, as_json: bool) -> None:
     async with operations.cluster(settings) as cluster:
         rows = []
         for cid, seconds in (await cluster.calls.unfinished()).items():
-            record = await cluster.calls.read(cid)
+            record = await cluster.calls.readable(cid)
             tries = record.tries if record is not None else 0
             rows.append({"call": cid, "tries": tries, "next_try_s": None if math.isinf(seconds) else round(seconds, 1)})
     if as_json:

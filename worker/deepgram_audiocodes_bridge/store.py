@@ -50,7 +50,7 @@ class CallStore:
 
     async def live(self) -> list[CallRecord]:
         """The live calls, oldest first."""
-        return [record for cid in await self._calls.live() if (record := await self._calls.read(cid)) is not None]
+        return [record for cid in await self._calls.live() if (record := await self._calls.readable(cid)) is not None]
 
     async def get(self, cid: str) -> CallRecord | None:
         """One call, live or kept; None if there is none."""
@@ -61,11 +61,15 @@ class CallStore:
 
     async def transcript(self, cid: str) -> list[Line]:
         """What was said, in order, with how much of it the caller heard as far as that is known."""
-        return await self._calls.transcript(cid)
+        try:
+            return await self._calls.transcript(cid)
+        except CallUnknown:
+            return []
 
     async def follow(self, cid: str) -> AsyncIterator[Line]:
         """What was said and what is said from now on, until the call has ended, through an outage of Redis of half a
         minute. Stop reading to stop following."""
-        async with contextlib.aclosing(api.follow(self._calls, cid)) as lines:
-            async for line in lines:
-                yield line
+        with contextlib.suppress(CallUnknown):
+            async with contextlib.aclosing(api.follow(self._calls, cid)) as lines:
+                async for line in lines:
+                    yield line
