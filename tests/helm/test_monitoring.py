@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator
@@ -102,6 +103,38 @@ def test_panels_have_ids_and_places_of_their_own() -> None:
 def test_every_alert_is_explained_in_the_runbook_and_nothing_else_is() -> None:
     runbook = (ROOT / "deploy" / "README.md").read_text()
     assert set(re.findall(r"^#### (Bridge\w+)", runbook, re.MULTILINE)) == {rule["alert"] for rule in ALERTS}
+
+
+def _refusals() -> set[str]:
+    """Every word that the edge gives as `reason` of `bridge_calls_refused_total`."""
+    found: set[str] = set()
+    for file in (ROOT / "edge" / "bridge_edge").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            said: list[ast.expr] = []
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+                name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+                if name in ("refused", "_drop"):
+                    said = node.args[:1]
+                elif name == "labels" and "calls_refused" in ast.unparse(node.func):
+                    said = [keyword.value for keyword in node.keywords] + node.args
+            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "reason":
+                said = [node.value]
+            elif isinstance(node, ast.FunctionDef) and node.name == "enter":
+                said = [step.value for step in ast.walk(node) if isinstance(step, ast.Return) and step.value]
+            for value in said:
+                words = [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]
+                found |= {str(word.value) for word in words if isinstance(word, ast.Constant) and word.value}
+    return {word for word in found if re.fullmatch("[a-z_]+", word)}
+
+
+def test_every_reason_for_which_a_call_is_refused_is_in_the_runbook_and_nothing_else_is() -> None:
+    page = (ROOT / "deploy" / "README.md").read_text()
+    rows = re.findall(
+        r"^\| (`.*?) \|", page.partition("#### BridgeCallsRefused")[2].partition("\n#### ")[0], re.MULTILINE
+    )
+    explained = {word for row in rows for word in re.findall("`(\\w+)`", row)} - {"reason"}
+    assert {"edge_full", "no_worker", "agent_slow", "no_keys", "address", "head"} <= explained
+    assert explained == _refusals()
 
 
 def test_every_metric_that_pods_serve_is_in_the_table_of_the_operations_page_with_its_labels() -> None:
