@@ -157,6 +157,17 @@ def test_the_chart_hands_on_dashboard_and_alerts_as_they_are() -> None:
     assert json.loads(named(objects, "ConfigMap", "bridge-dashboard")["data"]["bridge.json"]) == DASHBOARD
 
 
+@pytest.mark.parametrize("settings", [(), ("monitoring.runbookUrl=https://git.example.com/ops/README.md",)])
+def test_every_alert_carries_where_to_read_what_to_do(settings: tuple[str, ...]) -> None:
+    objects = template(SIMULATED.with_name("monitoring.yaml"), *settings)
+    for rule in named(objects, "PrometheusRule", "bridge")["spec"]["groups"][0]["rules"]:
+        told = {name: text for name, text in rule["annotations"].items() if name.startswith("runbook")}
+        if settings:
+            assert told == {"runbook_url": f"https://git.example.com/ops/README.md#{rule['alert'].lower()}"}
+        else:
+            assert told == {"runbook": f"deploy/README.md, {rule['alert']}"}
+
+
 def test_the_service_monitor_finds_the_service_of_the_admin_ports() -> None:
     objects = template(SIMULATED.with_name("monitoring.yaml"))
     wanted = named(objects, "ServiceMonitor", "bridge")["spec"]
