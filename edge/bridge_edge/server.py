@@ -42,7 +42,7 @@ PING_SECONDS = 1.0
 """So that something of ours is always under way, and a socket whose other side is gone is noticed within 6 s."""
 
 PONG_SECONDS = 30.0
-"""A caller's socket is never closed for a missing pong before 30 s (DESIGN §7)."""
+"""A caller's socket is never closed for a missing pong before 30 s."""
 
 ANNOUNCED_SECONDS, LOOK_SECONDS = 2.0, 0.1
 """How long a caller waits for a worker that announces a bridge for it."""

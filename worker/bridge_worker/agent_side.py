@@ -189,7 +189,7 @@ class AgentSide:
     async def _replace_agent(
         self, failure: AgentFailed | None, failures: int = 0, replay: int | str | None = None
     ) -> Agent:
-        """A new agent that goes on with the conversation, and the right party speaking next (DESIGN §7).
+        """A new agent that goes on with the conversation, and the right party speaking next (`recovery.py`).
 
         Args:
             replay: what the edge says about the caller at a takeover.

@@ -32,7 +32,7 @@ log = logs.get("worker.finisher")
 
 LOOK_SECONDS = 1.0
 OWNER_FIRST_SECONDS = 2.0
-"""A call that ended without a finisher is left to its owner this long (DESIGN §7)."""
+"""A call that ended without a finisher is left to its owner this long."""
 
 AT_ONCE = 50
 """So many adopted calls are finished beside each other: one that takes long keeps no other waiting."""

@@ -1,7 +1,7 @@
 """The customer's handlers, run in the customer's event loop.
 
 Sockets, audio and liveness live in a thread of ours; only events and commands cross to the loop in which
-`bridge.run()` was called. A handler that blocks its loop delays handlers, never audio (DESIGN §3).
+`bridge.run()` was called. A handler that blocks its loop delays handlers, never audio.
 
 Each call has two **lanes**, telephony and agent (SDK reference §5.2). Within a lane one handler runs at a
 time and events keep their order; the lanes run beside each other, so a handler of one may wait for an event

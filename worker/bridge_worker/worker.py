@@ -58,7 +58,7 @@ LOOK_SECONDS, STALE_SECONDS = 0.5, 3.0
 TRANSCRIPT_SECONDS, AGAIN_SECONDS = 10.0, 0.1
 
 QUIET_SECONDS = 20.0
-"""A drain looks this long for a moment in which nobody speaks, at most two thirds of its time (DESIGN §7)."""
+"""A drain looks this long for a moment in which nobody speaks, at most two thirds of its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +256,7 @@ class Worker:
             await asyncio.sleep(LOOK_SECONDS)
 
     def _room(self, why: str) -> float:
-        """How many calls may be here: capacity binds new ones, others may go half beyond (DESIGN §7)."""
+        """How many calls may be here: capacity binds new ones, others may go half beyond."""
         return self.settings.worker_calls * (1.0 if why == "new" else ORPHAN_ROOM)
 
     async def _claim(self, hosted: Hosted, offer: Offer) -> None:
