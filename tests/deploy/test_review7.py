@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,7 +12,9 @@ import pytest
 import yaml
 
 from bridge_sim.agent import SimulatedAgent
-from pods import Pods, application
+from bridge_sim.caller import SimulatedCall
+from bridge_sim.plan import CallPlan
+from pods import Pod, Pods, application
 from rendered import CHART
 
 ALERTS = CHART / "files" / "alerts.yaml"
@@ -42,6 +46,33 @@ async def test_pods_that_never_had_a_call_say_that_they_have_none(redis_url: str
     async with SimulatedAgent() as agent, Pods(redis_url, agent.url, application(tmp_path)) as pods:
         for pod in (await pods.edge(), await pods.worker()):
             assert f'bridge_calls_live{{role="{pod.name.split("-")[0]}"}} 0.0' in pod.get("/metrics")[1]
+
+
+async def test_a_full_edge_leaves_the_service_only_while_another_one_takes_new_calls(
+    redis_url: str, tmp_path: Path
+) -> None:
+    async with (
+        SimulatedAgent() as agent,
+        Pods(redis_url, agent.url, application(tmp_path), BRIDGE_EDGE_CALLS="1") as pods,
+        contextlib.AsyncExitStack() as calls,
+    ):
+
+        async def fill(edge: Pod) -> SimulatedCall:
+            call = await calls.enter_async_context(SimulatedCall(edge.url, CallPlan()))
+            await call.connect()
+            await call.initiate()
+            return call
+
+        one, _ = await pods.edge(), await pods.worker()
+        at_one = await fill(one)
+        assert await asyncio.to_thread(one.get, "/readyz") == (200, "ok\n")
+        other = await pods.edge()
+        await one.until_answers("/readyz", 503, "at capacity")
+        at_other = await fill(other)
+        await one.until_answers("/readyz", 200)
+        await at_other.hang_up()
+        await one.until_answers("/readyz", 503, "at capacity")
+        await at_one.hang_up()
 
 
 @pytest.mark.parametrize("gone", ["edge", "worker"])
