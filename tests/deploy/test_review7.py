@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bridge_sim.agent import SimulatedAgent
+from bridge_shared import metrics
+from bridge_shared.errors import AgentFailed
+from bridge_sim.agent import AgentScript, Faults, SimulatedAgent
 from bridge_sim.caller import SimulatedCall
 from bridge_sim.plan import CallPlan
+from bridge_worker.agent import count
 from pods import Pod, Pods, application
-from rendered import CHART
+from rendered import CHART, ROOT
 
 ALERTS = CHART / "files" / "alerts.yaml"
 
@@ -46,6 +49,29 @@ async def test_pods_that_never_had_a_call_say_that_they_have_none(redis_url: str
     async with SimulatedAgent() as agent, Pods(redis_url, agent.url, application(tmp_path)) as pods:
         for pod in (await pods.edge(), await pods.worker()):
             assert f'bridge_calls_live{{role="{pod.name.split("-")[0]}"}} 0.0' in pod.get("/metrics")[1]
+
+
+async def test_a_refused_upgrade_is_counted_by_its_status_which_the_runbook_explains(
+    redis_url: str, tmp_path: Path
+) -> None:
+    script = AgentScript(faults=Faults(refuse_handshakes=1, refuse_status=429))
+    async with SimulatedAgent(script) as agent, Pods(redis_url, agent.url, application(tmp_path)) as pods:
+        edge, worker = await pods.edge(), await pods.worker()
+        async with SimulatedCall(edge.url, CallPlan()) as call:
+            await call.connect()
+            await call.initiate()
+            await call.hang_up()
+        assert 'bridge_agent_errors_total{code="http_429"} 1.0' in worker.get("/metrics")[1]
+    assert "`http_429`" in (ROOT / "deploy" / "README.md").read_text()
+
+
+def test_nobody_outside_makes_up_labels_of_the_agent_errors() -> None:
+    count(AgentFailed("MADE_UP_4711", "by whoever answers at DEEPGRAM_URL", retryable=False))
+    count(AgentFailed("FAILED_TO_THINK", "as published", retryable=True))
+    served = metrics.render().decode()
+    assert "4711" not in served
+    assert 'bridge_agent_errors_total{code="other"}' in served
+    assert 'bridge_agent_errors_total{code="FAILED_TO_THINK"}' in served
 
 
 async def test_a_full_edge_leaves_the_service_only_while_another_one_takes_new_calls(

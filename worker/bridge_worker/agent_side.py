@@ -18,7 +18,7 @@ from bridge_shared.errors import AgentFailed, BridgeError, Fenced
 from bridge_shared.protocol import deepgram as dg
 from bridge_shared.types.audiocodes import BridgeErrorEvent
 from bridge_worker import agent_settings
-from bridge_worker.agent import Agent
+from bridge_worker.agent import Agent, count
 from bridge_worker.agent_settings import Amendments
 from bridge_worker.microphone import Microphone
 from bridge_worker.redial import LONGEST_BACKOFF, open_agent, tries_for
@@ -88,7 +88,7 @@ class AgentSide:
                     agent = await self._replace_agent(None)
                     self._c.events.renewed()
                     continue
-                metrics.agent_errors.labels(code=failure.code).inc()
+                count(failure)
                 failures = 1 if self._loop.time() - began > SETTLED_SECONDS else failures + 1
                 if failures > tries_for(failure):
                     raise failure
@@ -207,7 +207,7 @@ class AgentSide:
                 with self._traced("", prepared=True):
                     await agent.apply(message, seconds=self._worker.settings.agent_open_timeout)
             except AgentFailed as again:
-                metrics.agent_errors.labels(code=again.code).inc()
+                count(again)
                 agent, failure = None, again
         if agent is None:
             agent = await self._open(history, self._worker.settings.lost_seconds, failure, failures)
