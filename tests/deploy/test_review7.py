@@ -18,7 +18,7 @@ from bridge_sim.caller import SimulatedCall
 from bridge_sim.plan import CallPlan
 from bridge_worker.agent import count
 from pods import Pod, Pods, application
-from rendered import CHART, ROOT
+from rendered import CHART, ROOT, SIMULATED, named, template
 
 ALERTS = CHART / "files" / "alerts.yaml"
 
@@ -27,14 +27,16 @@ def series(name: str, values: str = "0x30") -> dict[str, str]:
     return {"series": name, "values": values}
 
 
-def fires(alert: str, given: list[dict[str, str]], tmp_path: Path, *, at: str = "10m") -> list[dict[str, str]]:
+def fires(
+    alert: str, given: list[dict[str, str]], tmp_path: Path, *, at: str = "10m", rules: Path = ALERTS
+) -> list[dict[str, str]]:
     """The labels with which this alert fires after so long, as Prometheus works it out. Skips without promtool."""
     if (promtool := shutil.which("promtool")) is None:
         pytest.skip("promtool is not installed")
     asked = {"eval_time": at, "alertname": alert, "exp_alerts": [{"exp_labels": {"nothing": "has this"}}]}
     test = {"interval": "30s", "input_series": given, "alert_rule_test": [asked]}
     file = tmp_path / "alerts.test.yaml"
-    file.write_text(yaml.safe_dump({"rule_files": [str(ALERTS)], "evaluation_interval": "30s", "tests": [test]}))
+    file.write_text(yaml.safe_dump({"rule_files": [str(rules)], "evaluation_interval": "30s", "tests": [test]}))
     done = subprocess.run([promtool, "test", "rules", str(file)], capture_output=True, text=True, timeout=60)
     _, _, got = (done.stdout + done.stderr).rpartition("got:")
     assert got, done.stdout + done.stderr
@@ -110,3 +112,12 @@ def test_prometheus_says_which_role_is_gone(gone: str, tmp_path: Path) -> None:
 def test_a_cluster_without_a_call_is_not_taken_for_gone(tmp_path: Path) -> None:
     here = [series(f'bridge_calls_live{{role="{role}",pod="{role}-1"}}') for role in ("edge", "worker")]
     assert fires("BridgeGone", here, tmp_path) == []
+
+
+def test_another_release_does_not_hide_that_this_one_is_gone(tmp_path: Path) -> None:
+    rules = tmp_path / "alerts.yaml"
+    ours = named(template(SIMULATED, "monitoring.prometheusRule=true"), "PrometheusRule", "bridge")
+    rules.write_text(yaml.safe_dump(ours["spec"]))
+    there = [series(f'bridge_calls_live{{role="{role}",namespace="elsewhere"}}') for role in ("edge", "worker")]
+    fired = fires("BridgeGone", there, tmp_path, rules=rules)
+    assert sorted((alert["namespace"], alert["role"]) for alert in fired) == [("calls", "edge"), ("calls", "worker")]
