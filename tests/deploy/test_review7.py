@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import shutil
 import subprocess
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from bridge_sim.agent import AgentScript, Faults, SimulatedAgent
 from bridge_sim.caller import SimulatedCall
 from bridge_sim.plan import CallPlan
 from bridge_worker.agent import count
+from conftest import RedisServer
 from pods import Pod, Pods, application
 from rendered import CHART, ROOT, SIMULATED, named, template
 
@@ -121,3 +124,34 @@ def test_another_release_does_not_hide_that_this_one_is_gone(tmp_path: Path) -> 
     there = [series(f'bridge_calls_live{{role="{role}",namespace="elsewhere"}}') for role in ("edge", "worker")]
     fired = fires("BridgeGone", there, tmp_path, rules=rules)
     assert sorted((alert["namespace"], alert["role"]) for alert in fired) == [("calls", "edge"), ("calls", "worker")]
+
+
+async def test_a_user_of_redis_with_the_permissions_of_the_operations_page_is_enough(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    text = " ".join((ROOT / "deploy" / "README.md").read_text().split())
+    keys, channels = re.findall(r"it needs all commands on the keys (.*?) and the channels (.*?)\.", text)[0]
+    allowed = [f"~{key}" for key in re.findall(r"`(.*?)`", keys)]
+    allowed += [f"&{channel}" for channel in re.findall(r"`(.*?)`", channels)]
+    assert len(allowed) > 2
+    redis_server.command("ACL", "SETUSER", "bridge", "on", ">secret", "+@all", *allowed)
+    url = redis_server.url.replace("redis://", "redis://bridge:secret@")
+    async with (
+        SimulatedAgent() as agent,
+        Pods(url, agent.url, application(tmp_path), BRIDGE_ADMIN_TOKEN="let-me-in") as pods,
+    ):
+        edge, worker = await pods.edge(), await pods.worker()
+        async with SimulatedCall(edge.url, CallPlan()) as call:
+            await call.connect()
+            await call.initiate()
+            asked = urllib.request.Request(
+                f"http://127.0.0.1:{edge.admin_port}/v1/calls/{call.conversation_id}/hangup",
+                method="POST",
+                headers={"Authorization": "Bearer let-me-in"},
+            )
+            answer = await asyncio.to_thread(urllib.request.urlopen, asked, timeout=10)
+            assert answer.status in (200, 202)
+            await call.wait_end()
+        for pod in (edge, worker):
+            assert "no permissions" not in pod.stderr + pod.stdout
+            assert 'bridge_redis_errors_total{kind="refused"}' not in pod.get("/metrics")[1]
