@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import re
+import socket
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from rendered import CHART, SIMULATED, Object, container, named, pods, refusal, run, template
+from bridge_sim.agent import SimulatedAgent
+from harness import free_port
+from pods import Pods, application
+from rendered import CHART, SIMULATED, Object, container, environment, named, pods, refusal, run, template
 
 
 @contextmanager
@@ -137,3 +144,24 @@ def test_notes_know_a_gateway_that_takes_every_host_name_and_say_that_one_token_
     assert "not reachable from outside" not in told
     assert "the Gateway public" in told
     assert "one of them" in told
+
+
+async def test_a_cluster_with_ipv6_alone_can_be_served(redis_url: str, tmp_path: Path) -> None:
+    with contextlib.closing(socket.socket(socket.AF_INET6)) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("there is no IPv6 here")
+    given = "settings.BRIDGE_HOST=::"
+    edge = environment(pods(template(SIMULATED, given))["bridge-edge"], {})
+    assert edge["BRIDGE_HOST"] == "::"
+    async with SimulatedAgent() as agent, Pods(redis_url, agent.url, application(tmp_path)) as running:
+        pod = running.begin("edge", BRIDGE_HOST=edge["BRIDGE_HOST"], BRIDGE_PORT=str(free_port()))
+        port = (await pod.until_logged("admin port open"))["port"]
+
+        def ready() -> bool:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://[::1]:{port}/readyz", timeout=2) as got:
+                return bool(got.status == 200)
+            return False
+
+        await pod.until(ready, 30, "being ready on IPv6")
