@@ -146,6 +146,22 @@ def test_notes_know_a_gateway_that_takes_every_host_name_and_say_that_one_token_
     assert "one of them" in told
 
 
+def test_the_longest_interval_between_scrapes_leaves_four_samples_in_what_the_alerts_look_at() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    longest = schema["properties"]["monitoring"]["properties"]["interval"]["maximum"]
+    windows = re.findall(r"\[(\d+)([mh])\]", (CHART / "files" / "alerts.yaml").read_text())
+    assert min(int(number) * {"m": 60, "h": 3600}[unit] for number, unit in windows) >= 4 * longest
+    assert "/monitoring/interval" in refusal(f"monitoring.interval={longest + 1}")
+
+
+@pytest.mark.xfail(strict=True, reason="maxMemory is not compared with the memory limit of the bundled Redis")
+@pytest.mark.parametrize("most", ["1gb", "8gb", "0mb"])
+def test_a_redis_that_may_outgrow_its_memory_limit_is_refused(most: str) -> None:
+    # redis.yaml:19 hands on any maxMemory; values.yaml says "never more than three quarters of its memory limit", for
+    # else the kernel kills Redis when it rewrites its file, at the fullest moment. 0mb is no limit at all.
+    refusal(f"redis.bundled.maxMemory={most}")
+
+
 async def test_a_cluster_with_ipv6_alone_can_be_served(redis_url: str, tmp_path: Path) -> None:
     with contextlib.closing(socket.socket(socket.AF_INET6)) as probe:
         try:
