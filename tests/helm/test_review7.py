@@ -154,12 +154,23 @@ def test_the_longest_interval_between_scrapes_leaves_four_samples_in_what_the_al
     assert "/monitoring/interval" in refusal(f"monitoring.interval={longest + 1}")
 
 
-@pytest.mark.xfail(strict=True, reason="maxMemory is not compared with the memory limit of the bundled Redis")
-@pytest.mark.parametrize("most", ["1gb", "8gb", "0mb"])
-def test_a_redis_that_may_outgrow_its_memory_limit_is_refused(most: str) -> None:
-    # redis.yaml:19 hands on any maxMemory; values.yaml says "never more than three quarters of its memory limit", for
-    # else the kernel kills Redis when it rewrites its file, at the fullest moment. 0mb is no limit at all.
-    refusal(f"redis.bundled.maxMemory={most}")
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (("redis.bundled.maxMemory=769mb",), "Set maxMemory to 768mb or less"),
+        (("redis.bundled.maxMemory=8gb",), "three quarters of redis.bundled.resources.limits.memory (1Gi)"),
+        (("redis.bundled.resources.limits.memory=1G",), "Set maxMemory to 715mb or less"),
+        (("redis.bundled.resources.limits.memory=500000000",), "Set maxMemory to 357mb or less"),
+        (("redis.bundled.maxMemory=0mb",), "/redis/bundled/maxMemory"),
+    ],
+)
+def test_a_redis_that_may_outgrow_its_memory_limit_is_refused(settings: tuple[str, ...], words: str) -> None:
+    assert words in refusal(*settings)
+
+
+@pytest.mark.parametrize("limit", ["1.5Gi", "2Gi", "1073741824", "null"])
+def test_a_redis_that_stays_within_its_memory_limit_is_not(limit: str) -> None:
+    template(SIMULATED, f"redis.bundled.resources.limits.memory={limit}")
 
 
 async def test_a_cluster_with_ipv6_alone_can_be_served(redis_url: str, tmp_path: Path) -> None:

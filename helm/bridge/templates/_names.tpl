@@ -67,3 +67,10 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{- fail (printf "%s.terminationGracePeriodSeconds is %d, but a drain takes up to %d s (%s15 s to end calls after %s.drainSeconds): Kubernetes would kill calls that are being given away. Set it to %d or more, or to null" .role (int $given) (int $needed) (ternary (printf "preStopSeconds %d, " (int (.pod.preStopSeconds | default 0))) "" (hasKey .pod "preStopSeconds")) .role (int $needed)) }}
 {{- else }}{{ int $given }}{{ end }}
 {{- end }}
+
+{{/* Bytes of a Kubernetes quantity such as 1Gi, or of what Redis calls 768mb; 0 if there is none. */}}
+{{- define "bridge.bytes" -}}
+{{- $units := dict "" 1 "k" 1000 "M" 1000000 "G" 1000000000 "T" 1000000000000 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "kb" 1024 "mb" 1048576 "gb" 1073741824 }}
+{{- $unit := regexFind "[A-Za-z]*$" (toString .) }}
+{{- if and . (hasKey $units $unit) }}{{ mulf (toString . | trimSuffix $unit | float64) (index $units $unit) | int64 }}{{ else }}0{{ end }}
+{{- end }}
