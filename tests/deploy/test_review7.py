@@ -23,6 +23,12 @@ from conftest import RedisServer
 from pods import Pod, Pods, application
 from rendered import CHART, ROOT, SIMULATED, named, template
 
+FAILS = """
+@bridge.on("session_start")
+async def fails(session, event):
+    raise ValueError("no such customer")
+"""
+
 ALERTS = CHART / "files" / "alerts.yaml"
 
 
@@ -155,3 +161,17 @@ async def test_a_user_of_redis_with_the_permissions_of_the_operations_page_is_en
         for pod in (edge, worker):
             assert "no permissions" not in pod.stderr + pod.stdout
             assert 'bridge_redis_errors_total{kind="refused"}' not in pod.get("/metrics")[1]
+
+
+async def test_a_call_writes_two_lines_and_every_line_about_it_says_which_call(redis_url: str, tmp_path: Path) -> None:
+    app = application(tmp_path, FAILS)
+    async with SimulatedAgent() as agent, Pods(redis_url, agent.url, app) as pods:
+        edge, worker = await pods.edge(), await pods.worker()
+        before = {pod: len(pod.log) for pod in (edge, worker)}
+        call = SimulatedCall(edge.url, CallPlan(say=("thank_you",)))
+        assert (await call.run()).problem is None
+        await worker.until_logged("session ended")
+        said = [line for pod, old in before.items() for line in pod.log[old:]]
+    assert [line["message"] for line in said if line["level"] == "info"] == ["agent connected", "session ended"]
+    assert "handler raised" in [line["message"] for line in said]
+    assert {line.get("cid") for line in said} == {call.conversation_id}

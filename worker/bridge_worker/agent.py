@@ -24,8 +24,6 @@ from bridge_shared.protocol.media import Media
 from bridge_shared.types.errors import DeepgramHandshakeError
 from bridge_worker.watchdog import SILENT_SECONDS, AnswerWatch, LineWatch
 
-log = logs.get("worker.agent")
-
 CLOSE_SECONDS = 1.0
 QUEUED_SECONDS = 2.0
 """Caller audio that may wait for a slow agent; the oldest is dropped beyond it (§5.2)."""
@@ -127,7 +125,6 @@ class Agent:
         except BaseException:
             self._socket.transport.abort()
             raise
-        log.info("agent connected", request_id=self.machine.request_id)
 
     async def listen(self, heard: Callable[[dg.AgentEvent], None]) -> NoReturn:
         """Call `heard` with all that the agent says, in order, until the connection ends. Cancelling it ends that.

@@ -206,6 +206,7 @@ class AgentSide:
                 message = agent_settings.build(self.amendments.settings, self._media, history=history)
                 with self._traced("", prepared=True):
                     await agent.apply(message, seconds=self._worker.settings.agent_open_timeout)
+                self._tell_connected(agent)
             except AgentFailed as again:
                 count(again)
                 agent, failure = None, again
@@ -230,9 +231,14 @@ class AgentSide:
     ) -> Agent:
         message = agent_settings.build(self.amendments.settings, self._media, history=history)
         with self._traced(after.code if after is not None else ""):
-            return await open_agent(
+            agent = await open_agent(
                 self._worker, self._c.hosted, self._media, message, seconds=seconds, after=after, failures=failures
             )
+        self._tell_connected(agent)
+        return agent
+
+    def _tell_connected(self, agent: Agent) -> None:
+        log.info("agent connected", cid=self._cid, request_id=agent.machine.request_id)
 
     @contextlib.contextmanager
     def _traced(self, after: str, *, prepared: bool = False) -> Iterator[None]:
