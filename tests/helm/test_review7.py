@@ -146,6 +146,13 @@ def test_notes_know_a_gateway_that_takes_every_host_name_and_say_that_one_token_
     assert "one of them" in told
 
 
+@pytest.mark.parametrize("release", ["my.bridge", "eu.calls", "a" * 53])
+def test_every_release_name_that_helm_takes_gives_names_that_services_may_have(release: str) -> None:
+    names = [o["metadata"]["name"] for o in template(SIMULATED, release=release) if o["kind"] == "Service"]
+    assert len(names) == 4
+    assert all(re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", name) for name in names), names
+
+
 def test_the_longest_interval_between_scrapes_leaves_four_samples_in_what_the_alerts_look_at() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     longest = schema["properties"]["monitoring"]["properties"]["interval"]["maximum"]

@@ -1,6 +1,7 @@
 {{/* Release `bridge` gives bridge-edge, bridge-worker, …; any other release NAME gives NAME-bridge-edge. */}}
 {{- define "bridge.name" -}}
-{{- if contains "bridge" .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}{{ else }}{{ printf "%s-bridge" (.Release.Name | trunc 33 | trimSuffix "-") }}{{ end }}
+{{- $release := .Release.Name | replace "." "-" }}{{/* a Service's name has no dots */}}
+{{- if contains "bridge" $release }}{{ $release | trunc 40 | trimSuffix "-" }}{{ else }}{{ printf "%s-bridge" ($release | trunc 33 | trimSuffix "-") }}{{ end }}
 {{- end }}
 
 {{/* Labels by which a role's pods are selected. Call with (list . "worker"). They can never change. */}}
