@@ -150,10 +150,17 @@ def test_every_metric_that_pods_serve_is_in_the_table_of_the_operations_page_wit
     assert len(rows) == len(served)
 
 
-def test_the_chart_hands_on_dashboard_and_alerts_as_they_are() -> None:
+def test_the_chart_hands_on_the_dashboard_as_it_is_and_the_alerts_for_its_own_namespace_alone() -> None:
     objects = template(SIMULATED.with_name("monitoring.yaml"))
-    rules = named(objects, "PrometheusRule", "bridge")["spec"]["groups"]
-    assert [rule for group in rules for rule in group["rules"]] == ALERTS
+    groups = named(objects, "PrometheusRule", "bridge")["spec"]["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    for rule in rules:
+        selectors = re.findall(r"bridge_[a-z_]+(\S*)", rule["expr"])
+        assert selectors
+        assert all(selector.startswith('{namespace="calls"') for selector in selectors), rule["expr"]
+        assert rule["labels"].pop("namespace") == "calls"
+        rule["expr"] = rule["expr"].replace('{namespace="calls"}', "").replace('namespace="calls",', "")
+    assert rules == ALERTS
     assert json.loads(named(objects, "ConfigMap", "bridge-dashboard")["data"]["bridge.json"]) == DASHBOARD
 
 

@@ -26,6 +26,7 @@ class Call:
     """What handlers get as their session, as far as lanes know it."""
 
     session_id: str = "s-1"
+    conversation_id: str = "c-1"
 
 
 @dataclass

@@ -24,11 +24,35 @@ from bridge_shared.protocol.media import Media
 from bridge_shared.types.errors import DeepgramHandshakeError
 from bridge_worker.watchdog import SILENT_SECONDS, AnswerWatch, LineWatch
 
-log = logs.get("worker.agent")
-
 CLOSE_SECONDS = 1.0
 QUEUED_SECONDS = 2.0
 """Caller audio that may wait for a slow agent; the oldest is dropped beyond it (§5.2)."""
+
+
+COUNTED = frozenset(
+    {
+        *dg.RETRY,
+        "agent_stalled",
+        "connect_failed",
+        "connection_closed",
+        "disconnected",
+        "handshake_binary_frame",
+        "handshake_unexpected_type",
+        "reader_error",
+        "unknown",
+    }
+)
+"""Codes that are labels of a metric as they are."""
+
+
+def count(failure: AgentFailed) -> None:
+    """Count a failure by its code. A refused upgrade counts as `http_401` and the like, since what to do about it
+    differs; a code that is not published as `other`, for whoever answers at DEEPGRAM_URL must not make up labels."""
+    code = failure.code if failure.code in COUNTED else "other"
+    if isinstance(failure.cause, InvalidStatus):
+        status = failure.cause.response.status_code
+        code = f"http_{status}" if status in (401, 402, 403, 404, 429) else f"http_{status // 100}xx"
+    metrics.agent_errors.labels(code=code).inc()
 
 
 class _Connection(Direct, ClientConnection):
@@ -101,7 +125,6 @@ class Agent:
         except BaseException:
             self._socket.transport.abort()
             raise
-        log.info("agent connected", request_id=self.machine.request_id)
 
     async def listen(self, heard: Callable[[dg.AgentEvent], None]) -> NoReturn:
         """Call `heard` with all that the agent says, in order, until the connection ends. Cancelling it ends that.
