@@ -107,8 +107,6 @@ class Call:
         self.bridge = ""
         self._search: asyncio.Task[None] | None = None
         """For a new owner."""
-        self._underruns = 0
-        """So many are counted."""
         self._turn: Turn = (0, 0)
         """The latest turn of which audio came; its first piece at `_turn_came`."""
         self._turn_came = 0.0
@@ -607,9 +605,10 @@ class Call:
     def _act(self) -> None:
         if self._playout is None or self.gone or not self._awake():
             return
-        if (gaps := self._playout.underruns - self._underruns) > 0:
-            self._underruns += gaps
-            metrics.underruns.inc(gaps)
+        for gap in self._playout.gaps:
+            metrics.underruns.inc()
+            metrics.gap_seconds.observe(gap)
+        self._playout.gaps.clear()
         for action in self._playout.poll(self.edge.loop.time()):
             match action:
                 case Played(turn=turn, heard_ms=heard_ms, state=state):

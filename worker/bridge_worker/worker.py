@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Literal
 from zlib import crc32
 
-from bridge_shared import __version__, logs, room
+from bridge_shared import __version__, logs, metrics, room
 from bridge_shared.config import Settings
 from bridge_shared.errors import AgentFailed, BridgeError, RedisUnavailable
 from bridge_shared.frames import VERSION, Frame, Kind
@@ -178,6 +178,7 @@ class Worker:
             return
         log.warning("ending calls that are still live", calls=self._pod.load)
         for conversation in list(self._conversations.values()):
+            metrics.handovers.labels(result="left").inc()
             conversation.shut_down()
         await self._pod.wait_empty(CLOSING_SECONDS)
 
