@@ -240,6 +240,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         costs = Costs.of(json.loads(given.costs.read_text()))
         print(table([size(calls, costs, room) for calls in given.calls], costs, room))
+    except FileNotFoundError:
+        print(f"sizing: {given.costs} is not there: 'make bench' writes it (about an hour)", file=sys.stderr)
+        return 2
     except (OSError, ValueError, BadCosts) as error:
         print(f"sizing: {given.costs.name}: {error}", file=sys.stderr)
         return 1

@@ -29,6 +29,7 @@ from bridge_shared import logs, metrics, tracing
 from bridge_shared.direct import Direct
 from bridge_shared.errors import BridgeError
 from bridge_shared.frames import Frame, Kind
+from bridge_shared.grid import on_grid
 from bridge_shared.link import Delivery, Link, LinkEvent, LinkFull, PeerChanged, Reread, Side
 from bridge_shared.protocol import audiocodes as vaic
 from bridge_shared.protocol.media import Inbound, Media, media
@@ -45,9 +46,6 @@ WOKE_SECONDS = 1.0
 """A timer that is so late shows that this process stood still: the call may be elsewhere by now."""
 
 ASK_AGAIN_SECONDS = 0.25
-TIMER_GRAIN = 0.0005
-"""uvloop rounds to milliseconds, and a timer that fires early would fire again at once."""
-
 REPLAY_SECONDS = 1.0
 """An utterance that began so long ago at most is replayed to a new owner; of an older one the agent asks again."""
 
@@ -109,8 +107,6 @@ class Call:
         self.bridge = ""
         self._search: asyncio.Task[None] | None = None
         """For a new owner."""
-        self._underruns = 0
-        """So many are counted."""
         self._turn: Turn = (0, 0)
         """The latest turn of which audio came; its first piece at `_turn_came`."""
         self._turn_came = 0.0
@@ -587,7 +583,7 @@ class Call:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_at = due
-            self._timer = self.edge.loop.call_at(max(due, self.edge.loop.time()) + TIMER_GRAIN, self._timer_fired)
+            self._timer = self.edge.loop.call_at(on_grid(max(due, self.edge.loop.time())), self._timer_fired)
 
     def _post(self, link: Link) -> None:
         for pod, frame in link.take():
@@ -609,9 +605,10 @@ class Call:
     def _act(self) -> None:
         if self._playout is None or self.gone or not self._awake():
             return
-        if (gaps := self._playout.underruns - self._underruns) > 0:
-            self._underruns += gaps
-            metrics.underruns.inc(gaps)
+        for gap in self._playout.gaps:
+            metrics.underruns.inc()
+            metrics.gap_seconds.observe(gap)
+        self._playout.gaps.clear()
         for action in self._playout.poll(self.edge.loop.time()):
             match action:
                 case Played(turn=turn, heard_ms=heard_ms, state=state):

@@ -1,7 +1,8 @@
 """How a call comes to this socket: VAIC places it (`session.initiate`) or goes on with it (`session.resume`).
 
 A new call is created in Redis and offered to the workers until one has accepted it; a live one that has lost its
-socket, or its edge, is attached to this socket with a higher epoch (DESIGN §4, §7).
+socket, or its edge, is attached to this socket with a higher epoch, so that the former one is left out
+(shared/README.md, Rules).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """A call whose owner is dead: it is offered to the other workers, and when nobody takes it the caller is not left
-in silence (DESIGN §7)."""
+in silence: it is transferred, or told why and ended."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 log = logs.get("edge.call")
 
 ORPHAN_SECONDS = 20.0
-"""A call whose owner is dead waits so long for another one (DESIGN §7)."""
+"""A call whose owner is dead waits so long for another one."""
 
 
 async def find_owner(call: Call, link: Link) -> None:

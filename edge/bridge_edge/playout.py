@@ -122,7 +122,8 @@ class Playout:
         self._horizon = 0.0
         self._next_report = math.inf
         self._actions: list[Action] = []
-        self.underruns = 0
+        self.gaps: list[float] = []
+        """Seconds for which a turn had nothing to play before its end, each time."""
         self._allowance = 0.0
         self._prompts = Prompts()
         self.late_bytes = 0
@@ -139,7 +140,7 @@ class Playout:
             return
         if not current.waiting and now > self._horizon:  # nothing is being played
             if current.sent_ms:
-                self.underruns += 1
+                self.gaps.append(now - self._horizon)
                 current.dry = True
                 self._allowance = min(self._allowance + ALLOWANCE_STEP, self._lead * 2 / 3)
             current.held_until = now + self._allowance

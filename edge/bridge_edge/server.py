@@ -42,7 +42,7 @@ PING_SECONDS = 1.0
 """So that something of ours is always under way, and a socket whose other side is gone is noticed within 6 s."""
 
 PONG_SECONDS = 30.0
-"""A caller's socket is never closed for a missing pong before 30 s (DESIGN §7)."""
+"""A caller's socket is never closed for a missing pong before 30 s."""
 
 ANNOUNCED_SECONDS, LOOK_SECONDS = 2.0, 0.1
 """How long a caller waits for a worker that announces a bridge for it."""
@@ -95,6 +95,7 @@ class Edge:
             )
         self._loads: list[room.Load] = []
         self._loads_at = -math.inf
+        self._room_elsewhere = False
 
     async def run(self) -> None:
         """Be an edge until cancelled; then the listeners close and callers lose their sockets unended,
@@ -170,7 +171,9 @@ class Edge:
             return "draining"
         if not self._ports or any(port.listener is None for port in self._ports.values()):
             return "not listening yet"
-        if self.full:
+        # With no other to take new calls this one stays in sight: it refuses them by name, and those who lost their
+        # edge come back to it.
+        if self.full and self._room_elsewhere:
             return "at capacity"
         if self._pod.fleet.away:
             return "Redis does not answer"
@@ -217,6 +220,8 @@ class Edge:
         while True:
             with contextlib.suppress(BridgeError):  # they grow old, and then keep nobody out
                 pods = (await self._pod.fleet.pods()).values()
+                edges = (pod.info for pod in pods if pod.role == "edge" and not pod.dead and pod.pod != self.pod)
+                self._room_elsewhere = room.elsewhere(edges)
                 alive = [pod for pod in pods if pod.role == "worker" and not pod.dead]
                 loads = [room.load(pod.pod, pod.info) for pod in alive]
                 self._loads = [load for load in loads if load is not None]

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hmac
 import os
 import socket
 from collections.abc import Callable
 from typing import Final
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bridge_shared import logs, metrics
@@ -29,6 +31,10 @@ _BEAT: Final = 0.25
 
 # Requests of the API at work at once, streams that are followed among them; probes and the scraper are not counted.
 _REQUESTS: Final = 100
+
+# Of the body of a request to the API: bytes, more than the longest prompt has in any spelling; seconds for all of it.
+_MOST_BODY: Final = 512 * 1024
+_BODY_SECONDS: Final = 10.0
 
 # More than requests can be at work, so that there is always one of which nothing is lost.
 _CONNECTIONS: Final = 200
@@ -170,9 +176,57 @@ class _Crowd:
             return await JSONResponse(problem, 503, {"Retry-After": "1"})(scope, receive, send)
         self._at_work += 1
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, _Body(receive).receive if scope["method"] == "POST" else receive, send)
         finally:
             self._at_work -= 1
+
+
+class _Body:
+    """The body of one request, which FastAPI would wait for without end and keep in memory whatever its length."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._until = asyncio.get_running_loop().time() + _BODY_SECONDS
+        self._size, self._whole = 0, False
+
+    async def receive(self) -> Message:
+        if self._whole:  # what is waited for now is that the client goes
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._until):
+                message = await self._receive()
+        except TimeoutError:
+            raise HTTPException(408, f"The body did not come within {_BODY_SECONDS:g} s") from None
+        self._size += len(message.get("body", b""))
+        if self._size > _MOST_BODY:
+            raise HTTPException(413, f"The body has more than {_MOST_BODY // 1024} KiB")
+        self._whole = not message.get("more_body", False)
+        return message
+
+
+class Door:
+    """Middleware that lets nobody without the token to the API: FastAPI would read what they send before it asks who
+    they are.
+
+    Args:
+        token: the bearer token; None closes the API.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None) -> None:
+        self._app = app
+        self._expected = f"Bearer {token}".encode() if token is not None else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = self._refusal(scope) if scope["type"] == "http" and scope["path"].startswith("/v1/") else None
+        await (self._app if refusal is None else refusal)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        if self._expected is None:
+            return JSONResponse({"detail": "The admin API is closed: no BRIDGE_ADMIN_TOKEN is set"}, 403)
+        if not hmac.compare_digest(Headers(scope=scope).get("Authorization", "").encode("latin-1"), self._expected):
+            problem = {"detail": "This needs the bearer token of BRIDGE_ADMIN_TOKEN"}
+            return JSONResponse(problem, 401, {"WWW-Authenticate": "Bearer"})
+        return None
 
 
 class _Server(uvicorn.Server):

@@ -13,13 +13,12 @@ The routes run in the loop that moves audio, like the rest of the admin port: an
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
@@ -27,6 +26,7 @@ from fastapi.security import HTTPBearer
 from pydantic import AfterValidator, BaseModel, Field
 
 from bridge_shared import __version__
+from bridge_shared.admin import Door
 from bridge_shared.errors import BridgeError, CallOver, CallUnknown, CommandRefused, RedisUnavailable
 from bridge_shared.page import PAGE as PAGE_HTML
 from bridge_shared.redis.calls import CallRecord, Calls, Line
@@ -201,18 +201,12 @@ def add(app: FastAPI, calls: Calls, remote: Remote, fleet: Fleet, token: str | N
     """
     bearer = HTTPBearer(auto_error=False)
 
-    async def authorised(request: Request) -> None:
-        if token is None:
-            raise HTTPException(403, "The admin API is closed: no BRIDGE_ADMIN_TOKEN is set")
-        given = request.headers.get("Authorization", "").encode("latin-1", "replace")
-        if not hmac.compare_digest(given, f"Bearer {token}".encode()):
-            headers = {"WWW-Authenticate": "Bearer"}
-            raise HTTPException(401, "This needs the bearer token of BRIDGE_ADMIN_TOKEN", headers)
+    app.add_middleware(Door, token=token)
 
     refusals: dict[int | str, dict[str, Any]] = {
-        status: {"model": Problem} for status in (400, 401, 403, 404, 409, 415, 503)
+        status: {"model": Problem} for status in (400, 401, 403, 404, 408, 409, 413, 415, 503)
     }
-    router = APIRouter(prefix="/v1", dependencies=[Depends(bearer), Depends(authorised)], responses=refusals)
+    router = APIRouter(prefix="/v1", dependencies=[Depends(bearer)], responses=refusals)
 
     @router.get("/calls")
     async def list_calls(
@@ -223,7 +217,7 @@ def add(app: FastAPI, calls: Calls, remote: Remote, fleet: Fleet, token: str | N
         since, _, cid = after.partition("-")
         some = await calls.live_page(limit + 1, (int(since or 0), cid))
         page = some[:limit]
-        records = [record for _, cid in page if (record := await calls.read(cid)) is not None]
+        records = [record for _, cid in page if (record := await calls.readable(cid)) is not None]
         return CallPage(
             calls=[call_view(record) for record in records],
             next=f"{page[-1][0]}-{page[-1][1]}" if len(some) > limit else None,
@@ -302,7 +296,7 @@ def add(app: FastAPI, calls: Calls, remote: Remote, fleet: Fleet, token: str | N
             raise CommandRefused(cid, nothing_owed(record))
         return Done()
 
-    @app.get("/v1/openapi.json", include_in_schema=False, dependencies=[Depends(authorised)])
+    @app.get("/v1/openapi.json", include_in_schema=False)
     async def openapi() -> JSONResponse:
         return JSONResponse(get_openapi(title="Bridge", version=__version__, routes=router.routes))
 
@@ -386,21 +380,20 @@ async def follow(calls: Calls, cid: str) -> AsyncGenerator[Line, None]:
         RedisUnavailable: it has not answered for longer.
     """
     loop = asyncio.get_running_loop()
-    known: set[str] = set()
+    last = ""
     seen, answered_at, missing_since = False, loop.time(), None
     while True:
         try:
             record = await calls.read(cid)
-            lines = await calls.transcript(cid)
+            lines = await calls.transcript(cid, last)
         except RedisUnavailable:
             if loop.time() > answered_at + AWAY_SECONDS:
                 raise
         else:
             answered_at = loop.time()
             for line in lines:
-                if line.id not in known:
-                    known.add(line.id)
-                    yield line
+                last = line.id
+                yield line
             if record is not None:
                 seen, missing_since = True, None
                 if record.state == "ended":

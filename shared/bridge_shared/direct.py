@@ -67,7 +67,11 @@ class Direct(Connection):
             self.protocol.send_text(data)
         else:
             self.protocol.send_binary(data)
-        self.send_data()
+        try:
+            self.send_data()
+        except Exception as error:  # noqa: BLE001  whatever the transport raises, the connection is of no use any more
+            self.set_connection_exc(error)  # so that it is the cause of the ConnectionClosed that the reader gets
+            self.transport.abort()
         return True
 
     async def pace(self, message: Message) -> None:

@@ -10,7 +10,7 @@
 | `playout_seconds` | `bridge_playout_seconds` | from a turn's first audio at the edge to its first chunk for VAIC |
 | `takeovers` | `bridge_takeovers_total` | calls of a dead pod that this one adopted |
 | `takeover_seconds` (why) | `bridge_takeover_seconds` | claim to listening agent: `worker_lost` or `handover` |
-| `handovers` (result) | `bridge_handovers_total` | calls given away: `taken` |
+| `handovers` (result) | `bridge_handovers_total` | calls given away: `taken`, or `left` when a drain ended |
 | `handover_seconds` | `bridge_handover_seconds` | from the wish to give a call away to another worker's having it |
 | `resumes` | `bridge_resumes_total` | callers who came back with `session.resume` |
 | `frames_skipped` | `bridge_frames_skipped_total` | frames of another version or of an unknown kind |
@@ -18,6 +18,7 @@
 | `frames_resent` | `bridge_frames_resent_total` | frames sent again because no receipt came |
 | `audio_dropped_ms` (where) | `bridge_audio_dropped_ms_total` | audio lost that nobody asked to drop, milliseconds |
 | `underruns` | `bridge_underruns_total` | times a turn had nothing to play before its end |
+| `gap_seconds` | `bridge_gap_seconds` | how long the caller heard nothing in each of those |
 | `cuts` | `bridge_cuts_total` | turns cut off because the caller spoke |
 | `transcript_lines` | `bridge_transcript_lines_total` | utterances stored |
 | `handler_errors` (event) | `bridge_handler_errors_total` | handlers of the application that raised or took too long |
@@ -106,6 +107,9 @@ frames_fenced: Final = _counter("frames_fenced", "Frames of an older epoch, drop
 frames_resent: Final = _counter("frames_resent", "Frames sent again")
 audio_dropped_ms: Final = _counter("audio_dropped_ms", "Audio dropped, milliseconds", "where")
 underruns: Final = _counter("underruns", "Times a turn had nothing to play before its end")
+gap_seconds: Final = Histogram(
+    "bridge_gap_seconds", "How long a turn had nothing to play before its end", buckets=_LAG_BUCKETS, registry=registry
+)
 cuts: Final = _counter("cuts", "Turns cut off because the caller spoke")
 transcript_lines: Final = _counter("transcript_lines", "Utterances stored")
 handler_errors: Final = _counter("handler_errors", "Handlers that raised or took too long", "event")

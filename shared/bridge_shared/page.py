@@ -24,7 +24,7 @@ PAGE: Final = """<!doctype html>
 <form id="door">Token: <input id="token" type="password" autocomplete="off"> <button>Show</button></form>
 <p id="why"></p>
 <h2>Live calls <span id="many"></span></h2>
-<table><thead><tr><th>call<th>state<th>bridge<th>since<th>edge<th>worker</thead><tbody id="calls"></tbody></table>
+<table><thead><tr><th>call<th>state<th>bridge<th>since (UTC)<th>edge<th>worker</thead><tbody id="calls"></tbody></table>
 <h2>Transcript <span id="whose"></span></h2><div id="lines"></div>
 <h2>Pods</h2>
 <table><thead><tr><th>pod<th>role<th>calls<th>of<th>agents<th>state</thead><tbody id="pods"></tbody></table>
@@ -53,7 +53,7 @@ async function look() {
     at("many").textContent = "(" + total + ")" + (total > calls.length ? ", the oldest " + calls.length : "");
     if (!calls.some(call => call.conversation_id === chosen)) chosen = calls.length ? calls[0].conversation_id : chosen;
     at("calls").replaceChildren(...calls.map(call => {
-      const id = call.conversation_id, since = (call.active_at || call.created_at).slice(11, 19);
+      const id = call.conversation_id, since = (call.active_at || call.created_at).slice(0, 19).replace("T", " ");
       const line = row([id, call.state, call.bridge, since, call.edge, call.owner],
                        id === chosen ? "call chosen" : "call");
       line.onclick = () => { chosen = id; look(); };

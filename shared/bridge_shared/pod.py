@@ -92,6 +92,8 @@ class Pod:
         self._takers: dict[str, Taker] = {}
         self._empty = asyncio.Event()
         self._empty.set()
+        # from the start: a pod without a call must not look like a pod that is not there
+        metrics.calls_live.labels(role=role).set(0)
 
     @property
     def load(self) -> int:

@@ -44,6 +44,15 @@ def load(pod: str, info: Mapping[str, Any]) -> Load | None:
     return Load(pod, calls, capacity, agents, limit if isinstance(limit, int) else None, takes)
 
 
+def elsewhere(edges: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether one of these edges, by what it announces, takes new calls; one that cannot be understood does not."""
+    for info in edges:
+        calls, capacity = info.get("load"), info.get("capacity")
+        if isinstance(calls, int) and isinstance(capacity, int) and calls < capacity and not info.get("draining"):
+            return True
+    return False
+
+
 def agents_left(limit: int, agents: Mapping[str, int], *, takeover: bool = False) -> int:
     """How many agent connections may be opened under the fleet's limit.
 

@@ -18,10 +18,10 @@ TRIES, PATIENCE_SECONDS = 4, 8.0
 SENTENCES = ("thank_you", "opening_hours", "greeting_hello", "change_address")
 
 CONNECT_SECONDS = 0.25
-"""What a real agent takes to be ready (DESIGN §9)."""
+"""What a real agent takes to be ready."""
 
 SAFE_SECONDS = 0.25
-"""A line that the agent emitted so long before a pod died is never lost (DESIGN §9)."""
+"""A line that the agent emitted so long before a pod died is never lost."""
 
 AGENT = AgentScript(open_delay_s=CONNECT_SECONDS, numbered=True)
 """No two of its answers are the same."""

@@ -28,13 +28,13 @@ from pods import Pod, Pods, application
 from telephone import Wire
 
 NOTICED_SECONDS = 6.0
-"""DESIGN §9."""
+"""A half-open socket of a caller, whose other side is gone without a word, is noticed within this."""
 
 pytestmark = pytest.mark.timeout(240)
 
 STORM = MANY = 50
 CONNECTS = 10
-"""As many agent connections as a drain may have under way (DESIGN §7)."""
+"""As many agent connections as a drain may have under way."""
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from bridge_sim.plan import CallPlan
 from pods import Pod, Pods, application
 
 CONNECT_SECONDS = 0.25
-"""What a real agent takes to be ready (DESIGN §9)."""
+"""What a real agent takes to be ready."""
 
 PROMISED_SECONDS = 0.25
 """A line that the agent emitted so long before a pod died is never lost."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rendered import CHART, SIMULATED, container, helm, named, template
+from rendered import CHART, SIMULATED, container, helm, named, run, template
 
 IMAGE = os.environ.get("CHART_TEST_IMAGE", "")
 
@@ -53,7 +53,10 @@ class Installed:
 
     def install(self, *settings: str) -> None:
         values = [word for setting in (*_image(), *settings) for word in ("--set", setting)]
-        self.helm("upgrade", str(CHART), "--install", "--wait", "--timeout", "300s", "-f", str(SIMULATED), *values)
+        how = ["--install", "--wait", "--timeout", "300s"]
+        if run("version", "--short").stdout.startswith("v4"):
+            how.append("--force-conflicts")  # `kubectl scale` has set a number, and Helm 4 leaves it alone otherwise
+        self.helm("upgrade", str(CHART), *how, "-f", str(SIMULATED), *values)
 
     def begin_calls(self, calls: int) -> None:
         """Long calls through the Service, from a pod made after that of `helm test`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator
@@ -104,6 +105,38 @@ def test_every_alert_is_explained_in_the_runbook_and_nothing_else_is() -> None:
     assert set(re.findall(r"^#### (Bridge\w+)", runbook, re.MULTILINE)) == {rule["alert"] for rule in ALERTS}
 
 
+def _refusals() -> set[str]:
+    """Every word that the edge gives as `reason` of `bridge_calls_refused_total`."""
+    found: set[str] = set()
+    for file in (ROOT / "edge" / "bridge_edge").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            said: list[ast.expr] = []
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+                name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+                if name in ("refused", "_drop"):
+                    said = node.args[:1]
+                elif name == "labels" and "calls_refused" in ast.unparse(node.func):
+                    said = [keyword.value for keyword in node.keywords] + node.args
+            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "reason":
+                said = [node.value]
+            elif isinstance(node, ast.FunctionDef) and node.name == "enter":
+                said = [step.value for step in ast.walk(node) if isinstance(step, ast.Return) and step.value]
+            for value in said:
+                words = [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]
+                found |= {str(word.value) for word in words if isinstance(word, ast.Constant) and word.value}
+    return {word for word in found if re.fullmatch("[a-z_]+", word)}
+
+
+def test_every_reason_for_which_a_call_is_refused_is_in_the_runbook_and_nothing_else_is() -> None:
+    page = (ROOT / "deploy" / "README.md").read_text()
+    rows = re.findall(
+        r"^\| (`.*?) \|", page.partition("#### BridgeCallsRefused")[2].partition("\n#### ")[0], re.MULTILINE
+    )
+    explained = {word for row in rows for word in re.findall("`(\\w+)`", row)} - {"reason"}
+    assert {"edge_full", "no_worker", "agent_slow", "no_keys", "address", "head"} <= explained
+    assert explained == _refusals()
+
+
 def test_every_metric_that_pods_serve_is_in_the_table_of_the_operations_page_with_its_labels() -> None:
     page = (ROOT / "deploy" / "README.md").read_text()
     rows = re.findall(r"^\| `(bridge_\w+)` \| (\w+) \| (?:`(\w+)`)? ?\|", page, re.MULTILINE)
@@ -117,11 +150,29 @@ def test_every_metric_that_pods_serve_is_in_the_table_of_the_operations_page_wit
     assert len(rows) == len(served)
 
 
-def test_the_chart_hands_on_dashboard_and_alerts_as_they_are() -> None:
+def test_the_chart_hands_on_the_dashboard_as_it_is_and_the_alerts_for_its_own_namespace_alone() -> None:
     objects = template(SIMULATED.with_name("monitoring.yaml"))
-    rules = named(objects, "PrometheusRule", "bridge")["spec"]["groups"]
-    assert [rule for group in rules for rule in group["rules"]] == ALERTS
+    groups = named(objects, "PrometheusRule", "bridge")["spec"]["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    for rule in rules:
+        selectors = re.findall(r"bridge_[a-z_]+(\S*)", rule["expr"])
+        assert selectors
+        assert all(selector.startswith('{namespace="calls"') for selector in selectors), rule["expr"]
+        assert rule["labels"].pop("namespace") == "calls"
+        rule["expr"] = rule["expr"].replace('{namespace="calls"}', "").replace('namespace="calls",', "")
+    assert rules == ALERTS
     assert json.loads(named(objects, "ConfigMap", "bridge-dashboard")["data"]["bridge.json"]) == DASHBOARD
+
+
+@pytest.mark.parametrize("settings", [(), ("monitoring.runbookUrl=https://git.example.com/ops/README.md",)])
+def test_every_alert_carries_where_to_read_what_to_do(settings: tuple[str, ...]) -> None:
+    objects = template(SIMULATED.with_name("monitoring.yaml"), *settings)
+    for rule in named(objects, "PrometheusRule", "bridge")["spec"]["groups"][0]["rules"]:
+        told = {name: text for name, text in rule["annotations"].items() if name.startswith("runbook")}
+        if settings:
+            assert told == {"runbook_url": f"https://git.example.com/ops/README.md#{rule['alert'].lower()}"}
+        else:
+            assert told == {"runbook": f"deploy/README.md, {rule['alert']}"}
 
 
 def test_the_service_monitor_finds_the_service_of_the_admin_ports() -> None:

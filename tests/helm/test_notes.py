@@ -58,3 +58,22 @@ def test_they_shout_when_everybody_can_call_or_the_agent_only_pretends() -> None
 def test_they_offer_scaling_by_hand_only_where_nothing_scales_by_itself() -> None:
     assert "scale deployment bridge-worker --replicas=5" in notes("simulated")
     assert "--replicas" not in notes("hpa")
+
+
+@pytest.mark.parametrize(
+    ("values", "settings", "secret"),
+    [("simulated", ("access.adminToken=op",), "bridge-access"), ("existing-secrets", (), "their-tokens")],
+)
+def test_they_say_how_to_reach_the_page_and_the_api_and_where_their_token_is(
+    values: str, settings: tuple[str, ...], secret: str
+) -> None:
+    told = notes(values, *settings)
+    assert "kubectl -n calls port-forward service/bridge-admin 9090" in told
+    assert f"get secret {secret} -o jsonpath='{{.data.admin-token}}'" in told
+    assert "set access.adminToken" not in told
+
+
+def test_without_an_admin_token_they_say_that_one_must_be_set_first() -> None:
+    told = notes("simulated")
+    assert "set access.adminToken and upgrade" in told
+    assert ".data.admin-token" not in told

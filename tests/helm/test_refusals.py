@@ -25,6 +25,7 @@ from rendered import CHART, SIMULATED, Object, refusal, run
         ("worker.drainSeconds=-1", "/worker/drainSeconds", "minimum"),
         ("redis.url=localhost:6379", "/redis/url", "pattern"),
         ("autoscaling.kind=vpa", "/autoscaling/kind", "'keda'"),
+        ("monitoring.runbookUrl=README.md", "/monitoring/runbookUrl", "pattern"),
         ("access.tokens={two words}", "/access/tokens/0", "pattern"),
         ("app.env[0].name=BRIDGE_PORT", "/app/env/0/name", "'not' failed"),
     ],

@@ -49,6 +49,18 @@ def test_lint_finds_nothing(values: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_file_of_values_that_the_operations_page_shows_installs_with_the_secrets_it_creates(tmp_path: Path) -> None:
+    page = (ROOT / "deploy" / "README.md").read_text()
+    shown = tmp_path / "my-values.yaml"
+    shown.write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    objects = template(shown)
+    [key] = [e for e in container(pods(objects)["bridge-worker"])["env"] if e["name"] == "DEEPGRAM_API_KEY"]
+    asked = key["valueFrom"]["secretKeyRef"]
+    assert f"create secret generic {asked['name']} --from-literal={asked['key']}=" in page
+    [tls] = named(objects, "Ingress", "bridge-edge")["spec"]["tls"]
+    assert f"create secret tls {tls['secretName']} " in page
+
+
 def test_a_release_called_bridge_gives_the_deployments_that_people_scale() -> None:
     assert sorted((o["kind"], o["metadata"]["name"]) for o in template()) == [
         ("ConfigMap", "bridge-redis"),

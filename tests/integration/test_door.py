@@ -36,7 +36,7 @@ DEAR = (
 """Nearly 1 MiB each, and of all shapes tried those that take longest to read."""
 
 LATE_MS = 250.0
-"""The promise for other calls' gaps (DESIGN §9, first row)."""
+"""The promise for the gaps in other calls' audio."""
 
 
 async def flood(pod: Pod) -> None:

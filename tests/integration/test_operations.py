@@ -79,6 +79,25 @@ async def test_a_call_is_seen_and_acted_on_through_the_api_of_any_pod(redis_url:
     assert [activity["name"] for activity in call.report().activities] == ["hangup"]
 
 
+async def test_commands_that_name_a_call_reach_those_of_another_fleet_on_the_same_redis(
+    redis_url: str, tmp_path: Path
+) -> None:
+    async with (
+        SimulatedAgent(QUICK) as agent,
+        Pods(redis_url, agent.url, application(tmp_path), BRIDGE_FLEET="the-other") as pods,
+    ):
+        edge, _ = await asyncio.gather(pods.edge(), pods.worker())
+        async with calling(edge) as call:
+            cid = call.conversation_id
+            assert json.loads((await bridgectl(redis_url, "calls", "--json")).stdout) == []
+            assert (await bridgectl(redis_url, "say", cid, "You are welcome.")).returncode == 0
+            await agent.connections[0].wait_for(lambda a: ("assistant", "You are welcome.") in a.texts, 10)
+            follow = asyncio.create_task(bridgectl(redis_url, "transcript", cid, "--follow"))
+            assert (await bridgectl(redis_url, "hangup", cid)).returncode == 0
+            await call.wait_end()
+        assert "assistant  You are welcome." in (await follow).stdout
+
+
 async def test_the_api_injects_amends_the_prompt_plays_and_sends_digits(redis_url: str, tmp_path: Path) -> None:
     async with (
         SimulatedAgent(QUICK) as agent,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -56,6 +57,7 @@ async def test_the_page_shows_live_calls_what_is_said_and_the_pods(redis_url: st
             assert call.conversation_id in page
             for text in ("What are your opening hours, please?", "You are welcome.", "2 answers; on average"):
                 assert text in page
+            assert re.search(r"<td>20\d\d-\d\d-\d\d \d\d:\d\d:\d\d</td>", page)  # since when
             assert page.count("<td>ready</td>") == 2
             assert "bearer token of BRIDGE_ADMIN_TOKEN" in await browse(f"{at}#wrong", tmp_path, "--dump-dom")
             if picture := os.environ.get("PAGE_PICTURE"):

@@ -198,8 +198,11 @@ async def test_pods_as_processes_take_calls_at_each_edge_and_end_together(tmp_pa
 @pytest.mark.slow
 @pytest.mark.timeout(90)
 async def test_a_pod_that_is_killed_is_replaced_and_a_killed_parent_leaves_nothing_behind(tmp_path: Path) -> None:
-    with up(tmp_path, str(EXAMPLE), "--workers", "1", "--edges", "1", "--port", str(free_port())) as program:
+    pods, first = ("--workers", "1", "--edges", "1", "--port", str(free_port())), free_pair()
+    with up(tmp_path, str(EXAMPLE), *pods, BRIDGE_ADMIN_PORT=str(first)) as program:
         await shows(program, "All pods are ready.")
+        admins = re.findall(r"^(worker|edge) 1: pid \d+, admin http://127.0.0.1:(\d+)$", program.stdout, re.MULTILINE)
+        assert admins == [("worker", str(first)), ("edge", str(first + 1))]  # counted up, workers first
         (url,) = re.findall(r"^edge \d: (ws://\S+)$", program.stdout, re.MULTILINE)
         (worker,) = re.findall(r"^worker 1: pid (\d+)", program.stdout, re.MULTILINE)
         await call(url)  # by then the pods have run for long enough to be worth replacing

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bridge_shared.room import AGENT_LIMIT, WORKERS_FULL, Load, agents_left, load, refusal
+from bridge_shared.room import AGENT_LIMIT, WORKERS_FULL, Load, agents_left, elsewhere, load, refusal
 
 
 def worker(pod: str, calls: int, capacity: int = 10, limit: int | None = None, *, takes: str = "desk") -> Load:
@@ -73,3 +73,10 @@ def test_an_announcement_that_cannot_be_understood_says_nothing(info: dict[str, 
 def test_a_draining_worker_takes_nothing_but_its_agents_count() -> None:
     info = {"load": 3, "capacity": 5, "agents": 3, "draining": True, "bridges": ["desk"], "agent_limit": 9}
     assert load("a", info) == Load("a", 3, 5, 3, 9, frozenset())
+
+
+def test_another_edge_has_room_if_it_says_so_and_does_not_drain() -> None:
+    full, room = {"load": 5, "capacity": 5}, {"load": 4, "capacity": 5}
+    assert elsewhere([full, room])
+    assert not elsewhere([])
+    assert not elsewhere([full, {**room, "draining": True}, {"load": "4", "capacity": 5}, {}])

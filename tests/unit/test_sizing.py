@@ -138,4 +138,11 @@ def test_the_command_says_what_is_wrong_with_the_file_and_fails(
         file.write_text(text)
         assert sizing.main([str(file)]) == 1
         assert said in capsys.readouterr().err
-    assert sizing.main([str(tmp_path / "none.json")]) == 1
+
+
+def test_of_a_file_that_is_not_there_the_command_says_what_writes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "results.json"
+    assert sizing.main([str(missing)]) == 2
+    assert capsys.readouterr().err == f"sizing: {missing} is not there: 'make bench' writes it (about an hour)\n"

@@ -29,6 +29,32 @@ QUEUED_SECONDS = 2.0
 """Caller audio that may wait for a slow agent; the oldest is dropped beyond it (§5.2)."""
 
 
+COUNTED = frozenset(
+    {
+        *dg.RETRY,
+        "agent_stalled",
+        "connect_failed",
+        "connection_closed",
+        "disconnected",
+        "handshake_binary_frame",
+        "handshake_unexpected_type",
+        "reader_error",
+        "unknown",
+    }
+)
+"""Codes that are labels of a metric as they are."""
+
+
+def count(failure: AgentFailed) -> None:
+    """Count a failure by its code. A refused upgrade counts as `http_401` and the like, since what to do about it
+    differs; a code that is not published as `other`, for whoever answers at DEEPGRAM_URL must not make up labels."""
+    code = failure.code if failure.code in COUNTED else "other"
+    if isinstance(failure.cause, InvalidStatus):
+        status = failure.cause.response.status_code
+        code = f"http_{status}" if status in (401, 402, 403, 404, 429) else f"http_{status // 100}xx"
+    metrics.agent_errors.labels(code=code).inc()
+
+
 class _Connection(Direct, ClientConnection):
     """Knows when something has arrived last, pongs included."""
 

@@ -130,7 +130,7 @@ class Amendments:
         return False
 
     def to_keep(self) -> list[tuple[str, Any]]:
-        """What the next owner needs, all but those with a secret in them (DESIGN §6)."""
+        """What the next owner needs, all but those with a secret in them: keys never enter Redis."""
         return [amendment for amendment in self._confirmed if not secret(amendment[1])]
 
     def _apply(self, kind: str, value: Any) -> None:

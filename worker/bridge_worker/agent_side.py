@@ -18,7 +18,7 @@ from bridge_shared.errors import AgentFailed, BridgeError, Fenced
 from bridge_shared.protocol import deepgram as dg
 from bridge_shared.types.audiocodes import BridgeErrorEvent
 from bridge_worker import agent_settings
-from bridge_worker.agent import Agent
+from bridge_worker.agent import Agent, count
 from bridge_worker.agent_settings import Amendments
 from bridge_worker.microphone import Microphone
 from bridge_worker.redial import LONGEST_BACKOFF, open_agent, tries_for
@@ -88,7 +88,7 @@ class AgentSide:
                     agent = await self._replace_agent(None)
                     self._c.events.renewed()
                     continue
-                metrics.agent_errors.labels(code=failure.code).inc()
+                count(failure)
                 failures = 1 if self._loop.time() - began > SETTLED_SECONDS else failures + 1
                 if failures > tries_for(failure):
                     raise failure
@@ -189,7 +189,7 @@ class AgentSide:
     async def _replace_agent(
         self, failure: AgentFailed | None, failures: int = 0, replay: int | str | None = None
     ) -> Agent:
-        """A new agent that goes on with the conversation, and the right party speaking next (DESIGN §7).
+        """A new agent that goes on with the conversation, and the right party speaking next (`recovery.py`).
 
         Args:
             replay: what the edge says about the caller at a takeover.
@@ -206,8 +206,9 @@ class AgentSide:
                 message = agent_settings.build(self.amendments.settings, self._media, history=history)
                 with self._traced("", prepared=True):
                     await agent.apply(message, seconds=self._worker.settings.agent_open_timeout)
+                self._tell_connected(agent)
             except AgentFailed as again:
-                metrics.agent_errors.labels(code=again.code).inc()
+                count(again)
                 agent, failure = None, again
         if agent is None:
             agent = await self._open(history, self._worker.settings.lost_seconds, failure, failures)
@@ -230,9 +231,14 @@ class AgentSide:
     ) -> Agent:
         message = agent_settings.build(self.amendments.settings, self._media, history=history)
         with self._traced(after.code if after is not None else ""):
-            return await open_agent(
+            agent = await open_agent(
                 self._worker, self._c.hosted, self._media, message, seconds=seconds, after=after, failures=failures
             )
+        self._tell_connected(agent)
+        return agent
+
+    def _tell_connected(self, agent: Agent) -> None:
+        log.info("agent connected", cid=self._cid, request_id=agent.machine.request_id)
 
     @contextlib.contextmanager
     def _traced(self, after: str, *, prepared: bool = False) -> Iterator[None]:
@@ -269,7 +275,6 @@ class AgentSide:
 
     async def _listen(self, agent: Agent) -> AgentFailed:
         """Serve one agent connection until it is lost; returns why."""
-        log.info("agent connected", cid=self._cid, request_id=agent.machine.request_id)
         self.connection = agent
         self._microphone.connected(self._loop.time())
         self.feed(self._loop.time())

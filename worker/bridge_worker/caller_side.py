@@ -17,6 +17,7 @@ import orjson
 from bridge_shared import logs, metrics
 from bridge_shared.errors import BridgeError
 from bridge_shared.frames import Frame, Kind
+from bridge_shared.grid import on_grid
 from bridge_shared.link import Delivery, Link, LinkEvent, LinkFull, PeerChanged, Reread, Side
 from bridge_shared.redis.calls import Claimed
 from bridge_shared.types.audiocodes import AudioCodesActivity, BridgeErrorEvent, InboundActivityEvent
@@ -32,9 +33,6 @@ SILENT_SECONDS = 2.0
 
 START_BYTES = 32 * 1024
 """Of `start` parameters; longer ones are on the session of this worker only."""
-
-TIMER_GRAIN = 0.0005
-"""uvloop rounds to milliseconds, and a timer that fires early would fire again at once."""
 
 
 class CallerSide:
@@ -154,7 +152,7 @@ class CallerSide:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_at = due
-            self._timer = self._loop.call_at(max(due, now) + TIMER_GRAIN, self._timer_fired) if due < math.inf else None
+            self._timer = self._loop.call_at(on_grid(max(due, now)), self._timer_fired) if due < math.inf else None
 
     def _send_speech(self) -> None:
         now = self._loop.time()

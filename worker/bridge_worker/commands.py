@@ -276,6 +276,12 @@ class Commands:
                 log.warning("how the call is left is not stored yet: Redis does not answer", cid=self._c.cid)
         return not self._refused
 
+    @property
+    def handoff(self) -> dict[str, Any] | None:
+        """What the next one should know, if it is not known to be in the call's record."""
+        waits = self._refused or self._unwritten or (self._writing is not None and not self._writing.done())
+        return self._c.kept.get("handoff") if waits else None
+
     def _begin(self, leave: Leave) -> None:
         c = self._c
         self._intended, c.parting, self._preparing = leave, True, leave.transfers

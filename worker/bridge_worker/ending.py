@@ -76,6 +76,7 @@ async def carry_out(c: Conversation, ending: Ending) -> None:
         idempotency_key=finish_key(c.cid),
     )
     if ended.finish == "owed":
+        await _keep_handoff(c)
         await c.worker.finisher.finish(c.cid, c.hosted, c.session, event, stored="" if c.data_waits else c.data)
     await letting_go
 
@@ -120,6 +121,15 @@ async def _end_in_redis(c: Conversation, ending: Ending) -> Ended:
         return Ended(True, ended.reason, ended.detail, "owed")  # it was us, and the reply was lost
     claimed = await calls.claim_finish(c.cid, worker=pod, seen_finisher="")
     return ended if claimed is not None else Ended(False, ended.reason, ended.detail, "done")
+
+
+async def _keep_handoff(c: Conversation) -> None:
+    """Whoever ended the call was faster than the record of the transfer."""
+    if (handoff := c.control.handoff) is not None:
+        try:
+            await c.worker.calls.keep_handoff(c.cid, handoff, finisher=c.worker.pod)
+        except BridgeError as error:
+            log.error("what was to be stored before the transfer is lost", cid=c.cid, error=str(error))
 
 
 async def lanes_idle(c: Conversation) -> None:

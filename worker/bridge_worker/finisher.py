@@ -32,7 +32,7 @@ log = logs.get("worker.finisher")
 
 LOOK_SECONDS = 1.0
 OWNER_FIRST_SECONDS = 2.0
-"""A call that ended without a finisher is left to its owner this long (DESIGN §7)."""
+"""A call that ended without a finisher is left to its owner this long."""
 
 AT_ONCE = 50
 """So many adopted calls are finished beside each other: one that takes long keeps no other waiting."""
@@ -51,6 +51,9 @@ class Finisher:
         self._worker = worker
         self._running: set[str] = set()
         self._adopting: set[str] = set()
+        self._stopped = False
+        self._none_adopting = asyncio.Event()
+        self._none_adopting.set()
         self._seen: dict[str, float] = {}
         """When each call that is owed its finish was first seen here."""
         self._kept: dict[str, _Kept] = {}
@@ -74,6 +77,14 @@ class Finisher:
                 except BridgeError:
                     log.exception("calls owed their finish cannot be looked up, trying again")
 
+    def stop(self) -> None:
+        """Adopt nothing more."""
+        self._stopped = True
+
+    async def tried(self) -> None:
+        """Wait until what was adopted is tried. Cancelling it stops the waiting."""
+        await self._none_adopting.wait()
+
     async def _look(self) -> None:
         """Adopt the calls that are due and nobody's, the longest due first."""
         worker, now = self._worker, self._worker.loop.time()
@@ -82,7 +93,7 @@ class Finisher:
         self._unreadable &= self._seen.keys()
         self._bridges = {cid: bridge for cid, bridge in self._bridges.items() if cid in self._seen}
         for cid in due:
-            if len(self._adopting) >= AT_ONCE:
+            if len(self._adopting) >= AT_ONCE or self._stopped:
                 return
             if cid in self._adopting or self._bridges.get(cid, "") not in ("", *worker.hosted):
                 continue
@@ -104,8 +115,9 @@ class Finisher:
             self._bridges[cid] = record.bridge
             if record.finisher == worker.pod and not self._others(record):  # the bridge has left this process
                 await worker.calls.release_finish(cid, finisher=worker.pod)
-        elif not self._others(record):
+        elif not self._others(record) and not self._stopped:
             self._adopting.add(cid)
+            self._none_adopting.clear()
             self._tasks.create_task(self._adopted(worker.hosted[record.bridge], record))
 
     async def _over(self, cid: str, record: CallRecord | None) -> None:
@@ -124,6 +136,8 @@ class Finisher:
             log.exception("a call could not be finished", cid=record.cid)
         finally:
             self._adopting.discard(record.cid)
+            if not self._adopting:
+                self._none_adopting.set()
 
     async def finish(
         self,
@@ -196,7 +210,10 @@ class Finisher:
         """
         calls, names = self._worker.calls, sorted(failed)
         record = await calls.read(cid)
-        if record is not None and _tries(record) > len(PAUSES_SECONDS):
+        if record is None:  # somebody has had it forgotten meanwhile
+            self._kept.pop(cid, None)
+            return
+        if _tries(record) > len(PAUSES_SECONDS):
             log.error("session_end handlers failed", cid=cid, handlers=names)
             await self._give_up(cid, record.tries)
             return await self._note(cid, failed)
@@ -225,7 +242,8 @@ class Finisher:
     async def _adopt(self, hosted: Hosted, seen: CallRecord) -> None:
         worker, calls, cid = self._worker, self._worker.calls, seen.cid
         if not await hosted.handlers.answers():
-            return log.debug("a finish is left to others: the application's event loop is blocked", cid=cid)
+            log.debug("a finish is left to others: the application's event loop is blocked", cid=cid)
+            return await calls.release_finish(cid, finisher=worker.pod)
         record = await calls.claim_finish(cid, worker=worker.pod, seen_finisher=seen.finisher)
         if record is None:
             return None
@@ -259,7 +277,9 @@ class Finisher:
             return True
         if record.finisher:
             return record.finisher != worker.pod and worker.alive(record.finisher)
-        return bool(record.owner) and worker.loop.time() - self._seen[record.cid] < OWNER_FIRST_SECONDS
+        return (
+            record.owner not in ("", worker.pod) and worker.loop.time() - self._seen[record.cid] < OWNER_FIRST_SECONDS
+        )
 
     async def _session(self, hosted: Hosted, record: CallRecord) -> Session:
         session = hosted.session(record.cid)
@@ -298,10 +318,9 @@ def _tries(record: CallRecord) -> int:
     return record.tries - record.tries_reopened
 
 
-def _pause(record: CallRecord | None) -> float:
+def _pause(record: CallRecord) -> float:
     """How long to wait before the try after this one."""
-    tries = _tries(record) if record is not None else 1
-    return PAUSES_SECONDS[min(max(tries, 1), len(PAUSES_SECONDS)) - 1]
+    return PAUSES_SECONDS[min(max(_tries(record), 1), len(PAUSES_SECONDS)) - 1]
 
 
 def finish_key(cid: str) -> str:

@@ -1,4 +1,4 @@
-"""Function calls on their way between the agent, the record in Redis, and the customer's handlers (DESIGN §7).
+"""Function calls on their way between the agent, the record in Redis, and the customer's handlers.
 
     agent ── request ──> ledger ── recorded ──> handlers
     agent <── response ── recorded ── ledger <── answer

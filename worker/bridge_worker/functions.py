@@ -14,7 +14,7 @@ notes of former owners knows what they knew:
 `after` is the last entry of the transcript at that moment; `redacted` is there if the arguments are not the agent's
 own, because something was taken out of them.
 
-**A re-issue** (DESIGN §7). A broken agent cannot be answered any more, and the new one asks for the same again, under
+**A re-issue.** A broken agent cannot be answered any more, and the new one asks for the same again, under
 a new id. A call that was open at the break answers one such re-issue: the same name and canonical arguments, before
 the caller speaks again, within 30 s. So its work is not done again because an agent was lost.
 """

@@ -1,7 +1,7 @@
 """The customer's handlers, run in the customer's event loop.
 
 Sockets, audio and liveness live in a thread of ours; only events and commands cross to the loop in which
-`bridge.run()` was called. A handler that blocks its loop delays handlers, never audio (DESIGN §3).
+`bridge.run()` was called. A handler that blocks its loop delays handlers, never audio.
 
 Each call has two **lanes**, telephony and agent (SDK reference §5.2). Within a lane one handler runs at a
 time and events keep their order; the lanes run beside each other, so a handler of one may wait for an event
@@ -46,6 +46,11 @@ class Running:
 
 current: contextvars.ContextVar[Running | None] = contextvars.ContextVar("current_handler", default=None)
 """The handler that is running. Tasks that it starts see it too, also when it has returned."""
+
+
+def _call_of(session: Any) -> dict[str, Any]:
+    """By what a line in the log says which call it is about."""
+    return {"cid": session.conversation_id, "session_id": session.session_id}
 
 
 def handling(name: str, lane: Lane) -> bool:
@@ -172,7 +177,7 @@ class Handlers:
                 "a handler is left behind: it blocks the application's event loop, or will not be cancelled",
                 event_name=name,
                 handler=handler_name(handler),
-                session_id=session.session_id,
+                **_call_of(session),
                 seconds=seconds,
             )
             self.post(functools.partial(self._report_later, session, name, left))
@@ -186,7 +191,7 @@ class Handlers:
         try:
             await Crossing(lambda: self._report(session, name, problem)).run(self._loop, seconds)
         except LeftBehind:
-            log.error("the handlers of `error` are left behind", event_name=name, session_id=session.session_id)
+            log.error("the handlers of `error` are left behind", event_name=name, **_call_of(session))
 
     def _report_later(self, session: Any, name: str, problem: Exception) -> None:
         if self._tasks is not None:
@@ -225,7 +230,7 @@ class Handlers:
         except (Exception, asyncio.CancelledError, SystemExit) as error:
             problem = _problem(error, limit, seconds)
             metrics.handler_errors.labels(event=name).inc()
-            log.exception("handler raised", cid=session.conversation_id, event_name=name, session_id=session.session_id)
+            log.exception("handler raised", event_name=name, **_call_of(session))
             return problem
         finally:
             running.limit = None
@@ -353,7 +358,7 @@ class Lane:
             metrics.handler_errors.labels(event="dropped").inc()
             if not self._overflowed:
                 self._overflowed = True
-                log.error("handlers are too slow, events are dropped", session_id=self._session.session_id)
+                log.error("handlers are too slow, events are dropped", **_call_of(self._session))
         if full or self.closed:
             self._handled += 1
             if queued.failed is not None:
@@ -381,9 +386,7 @@ class Lane:
     def _close(self) -> None:
         self.closed = True
         if self._queue:
-            log.warning(
-                "the call is over, events are dropped", session_id=self._session.session_id, events=len(self._queue)
-            )
+            log.warning("the call is over, events are dropped", events=len(self._queue), **_call_of(self._session))
         while self._queue:
             queued = self._queue.popleft()
             if queued.done is not None:

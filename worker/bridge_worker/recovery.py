@@ -2,7 +2,7 @@
 
 Pure. Deepgram keeps nothing of a session that broke (Voice Agent reference §7): a new agent is given the
 conversation so far in `agent.context.messages`, without a greeting, and then somebody has to speak. In order,
-the first that applies (DESIGN §7; the caller in mid-utterance is decided by the edge, before this):
+the first that applies (the caller in mid-utterance is decided by the edge, before this):
 
 1. a function call is open: what the caller said that caused it is left out of the past and said again as the
    caller's, so that the agent asks for the call again, or uses its result, which is in the past by then;
@@ -22,7 +22,7 @@ from bridge_shared.redis.calls import Line
 
 HISTORY_ITEMS = 200
 HISTORY_CHARACTERS = 32_000
-"""Of the conversation so far, what a new agent is given; the newest is kept (DESIGN §7)."""
+"""Of the conversation so far, what a new agent is given; the newest is kept."""
 
 CHARACTERS_PER_SECOND = 15.0
 """Speed of synthesised speech, to tell which sentences fit into what was heard of a line."""

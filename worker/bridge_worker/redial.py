@@ -8,11 +8,10 @@ import random
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from bridge_shared import metrics
 from bridge_shared.errors import AgentFailed
 from bridge_shared.protocol import deepgram as dg
 from bridge_shared.protocol.media import Media
-from bridge_worker.agent import Agent
+from bridge_worker.agent import Agent, count
 
 if TYPE_CHECKING:
     from bridge_worker.worker import Hosted, Worker
@@ -77,7 +76,7 @@ async def open_agent(
             worker.gate.succeeded()
             return agent
         except AgentFailed as again:
-            metrics.agent_errors.labels(code=again.code).inc()
+            count(again)
             failure, tries = again, tries + 1
             if again.retryable and again.code in OURS:
                 worker.gate.refused()

@@ -1,7 +1,7 @@
 """What an application keeps of one call: a small JSON mapping that goes with the call from worker to worker.
 
 Every change is written to Redis at once, but for those of a running `activity` handler, which go with the note that it
-has returned. Only the owner writes, then the finisher: what a former one writes is refused (DESIGN §7).
+has returned. Only the owner writes, then the finisher: what a former one writes is refused.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Sweeper:
             return self._deserted.clear()
         now, before, self._deserted = worker.loop.time(), self._deserted, {}
         for cid in await worker.calls.live():
-            record = await worker.calls.read(cid)
+            record = await worker.calls.readable(cid)
             if record is None or record.state == "ended" or record.owner in alive or record.edge in alive:
                 continue
             call = (cid, record.ee, record.we)

@@ -14,7 +14,7 @@ import math
 from bridge_shared.protocol import deepgram as dg
 
 SILENT_SECONDS = 6.0
-"""A line on which pings were answered and nothing has arrived for so long is dead (DESIGN §7)."""
+"""A line on which pings were answered and nothing has arrived for so long is dead."""
 
 PING_SECONDS = 2.0
 

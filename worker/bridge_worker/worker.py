@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Literal
 from zlib import crc32
 
-from bridge_shared import __version__, logs, room
+from bridge_shared import __version__, logs, metrics, room
 from bridge_shared.config import Settings
 from bridge_shared.errors import AgentFailed, BridgeError, RedisUnavailable
 from bridge_shared.frames import VERSION, Frame, Kind
@@ -58,7 +58,7 @@ LOOK_SECONDS, STALE_SECONDS = 0.5, 3.0
 TRANSCRIPT_SECONDS, AGAIN_SECONDS = 10.0, 0.1
 
 QUIET_SECONDS = 20.0
-"""A drain looks this long for a moment in which nobody speaks, at most two thirds of its time (DESIGN §7)."""
+"""A drain looks this long for a moment in which nobody speaks, at most two thirds of its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +155,10 @@ class Worker:
 
     async def drain(self, seconds: float) -> None:
         """Take no new calls, and give the live ones to other workers at a quiet moment of each; those that nobody
-        takes may come to their end, all within `seconds`; what is left is hung up. Cancelling stops the waiting."""
+        takes may come to their end, all within `seconds`; what is left is hung up. Handlers that finish calls of others
+        may end, too. Cancelling stops the waiting."""
         self._draining = True
+        self.finisher.stop()
         log.info("draining", pod=self.pod, calls=self._pod.load, seconds=seconds)
         self._quiet_until = self.loop.time() + min(QUIET_SECONDS, seconds * 2 / 3)
         for conversation in self._conversations.values():
@@ -165,10 +167,18 @@ class Worker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(until):
                 await self._none_claiming.wait()
+        await self._give_away(until)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                await self.finisher.tried()
+
+    async def _give_away(self, until: float) -> None:
+        """Wait for the live calls to go, and hang up those that have not by then."""
         if await self._pod.wait_empty(max(0.0, until - self.loop.time())):
             return
         log.warning("ending calls that are still live", calls=self._pod.load)
         for conversation in list(self._conversations.values()):
+            metrics.handovers.labels(result="left").inc()
             conversation.shut_down()
         await self._pod.wait_empty(CLOSING_SECONDS)
 
@@ -247,7 +257,7 @@ class Worker:
             await asyncio.sleep(LOOK_SECONDS)
 
     def _room(self, why: str) -> float:
-        """How many calls may be here: capacity binds new ones, others may go half beyond (DESIGN §7)."""
+        """How many calls may be here: capacity binds new ones, others may go half beyond."""
         return self.settings.worker_calls * (1.0 if why == "new" else ORPHAN_ROOM)
 
     async def _claim(self, hosted: Hosted, offer: Offer) -> None:

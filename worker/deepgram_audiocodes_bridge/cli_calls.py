@@ -106,7 +106,7 @@ async def unfinished(settings: config.Settings, *, as_json: bool) -> None:
     async with operations.cluster(settings) as cluster:
         rows: list[dict[str, Any]] = []
         for cid, seconds in (await cluster.calls.unfinished()).items():
-            record = await cluster.calls.read(cid)
+            record = await cluster.calls.readable(cid)
             given_up = math.isinf(seconds)
             rows.append(
                 {

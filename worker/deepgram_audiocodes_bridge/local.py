@@ -213,6 +213,7 @@ def _processes(app: Path, workers: int, edges: int, simulated: bool, settings: S
     first = settings.port or FIRST_PORT
     count = workers + edges
     admins = list(range(settings.admin_port, settings.admin_port + count)) if settings.admin_port else free_ports(count)
+    admins.reverse()  # taken from the end: workers have the lower ones
     host = stage.reachable(settings.host)
     try:
         process.prepare()

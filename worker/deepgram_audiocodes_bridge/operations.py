@@ -47,7 +47,7 @@ class Cluster:
 
     async def live(self) -> list[CallRecord]:
         """The live calls, oldest first."""
-        return [record for cid in await self.calls.live() if (record := await self.calls.read(cid)) is not None]
+        return [record for cid in await self.calls.live() if (record := await self.calls.readable(cid)) is not None]
 
     async def call(self, cid: str) -> CallRecord:
         """One call, live or kept.

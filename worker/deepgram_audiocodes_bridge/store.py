@@ -59,7 +59,7 @@ class CallStore:
     async def live(self) -> list[CallRecord]:
         """The live calls, oldest first."""
         calls = self._connected()
-        return [record for cid in await calls.live() if (record := await calls.read(cid)) is not None]
+        return [record for cid in await calls.live() if (record := await calls.readable(cid)) is not None]
 
     async def get(self, cid: str) -> CallRecord | None:
         """One call, live or kept; None if there is none."""
@@ -70,11 +70,17 @@ class CallStore:
 
     async def transcript(self, cid: str) -> list[Line]:
         """What was said, in order, with how much of it the caller heard as far as that is known."""
-        return await self._connected().transcript(cid)
+        calls = self._connected()
+        try:
+            return await calls.transcript(cid)
+        except CallUnknown:
+            return []
 
     async def follow(self, cid: str) -> AsyncIterator[Line]:
         """What was said and what is said from now on, until the call has ended, through an outage of Redis of half a
         minute. Stop reading to stop following."""
-        async with contextlib.aclosing(api.follow(self._connected(), cid)) as lines:
-            async for line in lines:
-                yield line
+        calls = self._connected()
+        with contextlib.suppress(CallUnknown):
+            async with contextlib.aclosing(api.follow(calls, cid)) as lines:
+                async for line in lines:
+                    yield line

@@ -1,6 +1,7 @@
 {{/* Release `bridge` gives bridge-edge, bridge-worker, …; any other release NAME gives NAME-bridge-edge. */}}
 {{- define "bridge.name" -}}
-{{- if contains "bridge" .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}{{ else }}{{ printf "%s-bridge" (.Release.Name | trunc 33 | trimSuffix "-") }}{{ end }}
+{{- $release := .Release.Name | replace "." "-" }}{{/* a Service's name has no dots */}}
+{{- if contains "bridge" $release }}{{ $release | trunc 40 | trimSuffix "-" }}{{ else }}{{ printf "%s-bridge" ($release | trunc 33 | trimSuffix "-") }}{{ end }}
 {{- end }}
 
 {{/* Labels by which a role's pods are selected. Call with (list . "worker"). They can never change. */}}
@@ -66,4 +67,11 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{- else if lt (int $given) (int $needed) }}
 {{- fail (printf "%s.terminationGracePeriodSeconds is %d, but a drain takes up to %d s (%s15 s to end calls after %s.drainSeconds): Kubernetes would kill calls that are being given away. Set it to %d or more, or to null" .role (int $given) (int $needed) (ternary (printf "preStopSeconds %d, " (int (.pod.preStopSeconds | default 0))) "" (hasKey .pod "preStopSeconds")) .role (int $needed)) }}
 {{- else }}{{ int $given }}{{ end }}
+{{- end }}
+
+{{/* Bytes of a Kubernetes quantity such as 1Gi, or of what Redis calls 768mb; 0 if there is none. */}}
+{{- define "bridge.bytes" -}}
+{{- $units := dict "" 1 "k" 1000 "M" 1000000 "G" 1000000000 "T" 1000000000000 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "kb" 1024 "mb" 1048576 "gb" 1073741824 }}
+{{- $unit := regexFind "[A-Za-z]*$" (toString .) }}
+{{- if and . (hasKey $units $unit) }}{{ mulf (toString . | trimSuffix $unit | float64) (index $units $unit) | int64 }}{{ else }}0{{ end }}
 {{- end }}

@@ -72,7 +72,7 @@ securityContext:
 {{- define "bridge.env.access" -}}
 {{- if include "bridge.access.token" . }}
 - name: AC_TOKEN
-  valueFrom: {secretKeyRef: {name: {{ include "bridge.access.secret" . }}, key: ac-token, optional: {{ not (empty (and .Values.access.existingSecret .Values.access.oidc.issuer)) }}}}
+  valueFrom: {secretKeyRef: {name: {{ include "bridge.access.secret" . }}, key: ac-token, optional: {{ not (empty (and .Values.access.existingSecret (or .Values.access.oidc.issuer .Values.access.open))) }}}}
 {{- end }}
 {{- end }}
 
@@ -156,6 +156,11 @@ metadata:
 spec:
   {{- if eq $root.Values.autoscaling.kind "none" }}
   replicas: {{ $pod.replicas }}
+  {{- else }}
+  {{- with lookup "apps/v1" "Deployment" $root.Release.Namespace (printf "%s-%s" (include "bridge.name" $root) $role) }}
+  # As many as there are now. Were it left out, the upgrade that begins autoscaling would leave one pod.
+  replicas: {{ int .spec.replicas }}
+  {{- end }}
   {{- end }}
   selector:
     matchLabels: {{- include "bridge.selector" . | nindent 6 }}

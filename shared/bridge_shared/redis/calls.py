@@ -420,7 +420,14 @@ class Calls:
 
     async def keep_data(self, cid: str, data: bytes, *, finisher: str) -> bool:
         """Write `Session.data` of an ended call. False: somebody else finishes it now, or it is finished."""
-        return bool(await self._server.script_again(scripts.KEEP_DATA, [CallKeys.of(cid).call], [finisher, data]))
+        return await self._keep(cid, "data", data, finisher)
+
+    async def keep_handoff(self, cid: str, handoff: Mapping[str, Any], *, finisher: str) -> bool:
+        """Write what was to be stored before a transfer, if the call has ended meanwhile. False: as in `keep_data`."""
+        return await self._keep(cid, "handoff", orjson.dumps(handoff), finisher)
+
+    async def _keep(self, cid: str, name: str, value: bytes, finisher: str) -> bool:
+        return bool(await self._server.script_again(scripts.KEEP, [CallKeys.of(cid).call], [finisher, name, value]))
 
     async def failed(self, cid: str, error: str, *, finisher: str) -> None:
         """Note what failed in the last try of the finish, for people; kept until it is done, if it is ours still."""
@@ -443,7 +450,10 @@ class Calls:
 
     async def reopen(self, cid: str) -> bool:
         """Try the finish again, now and then for as long as a new one. False: there is nothing to finish."""
-        owed = await self._server.script_again(scripts.REOPEN_FINISH, [CallKeys.of(cid).call], [])
+        keys = CallKeys.of(cid)
+        owed = await self._server.script_again(
+            scripts.REOPEN_FINISH, [keys.call, keys.transcript, keys.heard], [FINISH_SECONDS]
+        )
         if owed:
             await self._server.script_again(scripts.POSTPONE, [self._ended], [cid, 0, ENDED_INDEX_SECONDS])
         return bool(owed)
@@ -519,6 +529,18 @@ class Calls:
         flat = await self._server.execute_again("HGETALL", CallKeys.of(cid).call)
         return _record(cid, flat) if b"state" in flat[::2] else None
 
+    async def readable(self, cid: str) -> CallRecord | None:
+        """As `read`, for what a list names: None also if no call can have this id, or something else than a call stands
+        under it. One odd key is to hide no other call."""
+        try:
+            return await self.read(cid)
+        except CallUnknown:
+            return None
+        except RedisRefused as error:
+            if not _wrong_type(error):
+                raise
+            return None
+
     async def live(self) -> list[str]:
         """The calls in the index, oldest first."""
         return [_text(cid) for cid in await self._server.execute_again("ZRANGE", self._index, 0, -1)]
@@ -544,10 +566,16 @@ class Calls:
         """How many calls are in the index."""
         return int(await self._server.execute_again("ZCARD", self._index))
 
-    async def transcript(self, cid: str) -> list[Line]:
-        """The utterances in order, with what is known about how much of each was heard."""
+    async def transcript(self, cid: str, after: str = "") -> list[Line]:
+        """The utterances in order, with what is known about how much of each was heard.
+
+        Args:
+            after: id of the one behind which to begin; it need not be there any more.
+        """
         keys = CallKeys.of(cid)
-        entries = await self._server.execute_again("XRANGE", keys.transcript, "-", "+")
+        entries = await self._server.execute_again("XRANGE", keys.transcript, f"({after}" if after else "-", "+")
+        if not entries:
+            return []
         try:
             heard = _pairs(await self._server.execute_again("HGETALL", keys.heard))
         except RedisRefused:  # something else stands under that name: the figures are lost, the lines are not
@@ -591,12 +619,19 @@ class Calls:
             cids = [_text(member) for member in members[start : start + 100]]
             found += zip(
                 cids,
-                await asyncio.gather(
-                    *(self._server.execute_again("HMGET", f"call:{{{cid}}}", "state", "finish") for cid in cids)
-                ),
+                await asyncio.gather(*map(self._state, cids)),
                 strict=True,
             )
         return found
+
+    async def _state(self, cid: str) -> list[bytes | None]:
+        try:
+            state: list[bytes | None] = await self._server.execute_again("HMGET", f"call:{{{cid}}}", "state", "finish")
+        except RedisRefused as error:
+            if not _wrong_type(error):
+                raise
+            return [None, None]
+        return state
 
     async def _file(self, cid: str, finish: str) -> None:
         """The two index steps after an end, in the order that a crash between them can be repaired from."""
@@ -609,7 +644,7 @@ class Calls:
         return bool(
             await self._server.script_again(
                 scripts.FINISHED,
-                [keys.call, keys.transcript, keys.heard, keys.functions],
+                [keys.call, keys.transcript, keys.heard, keys.functions, keys.commands],
                 [finish, self._retention, SUMMARY, *handlers],
             )
         )
@@ -624,6 +659,10 @@ def _iso(ms: int) -> str:
     if not 0 < ms < 253402300800000:  # the year 10000
         return ""
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _wrong_type(error: RedisRefused) -> bool:
+    return "WRONGTYPE" in str(error)
 
 
 def _text(value: Any) -> str:

@@ -224,13 +224,13 @@ return 1
 """
 )
 
-# KEYS call · ARGV finisher, data -> 1 | 0 (somebody else finishes it now, or it is finished)
-KEEP_DATA: Final = Script(
+# KEYS call · ARGV finisher, field, value -> 1 | 0 (somebody else finishes it now, or it is finished)
+KEEP: Final = Script(
     _IF_ROOM
     + """
 local h = redis.call('HMGET', KEYS[1], 'finish', 'finisher')
 if h[1] ~= 'owed' or h[2] ~= ARGV[1] then return 0 end
-redis.call('HSET', KEYS[1], 'data', ARGV[2])
+redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
 return 1
 """
 )
@@ -256,7 +256,8 @@ return 1
 """
 )
 
-# KEYS call, transcript, heard, functions · ARGV finish (done, given_up), retention, summary fields or '', handler, ...
+# KEYS call, transcript, heard, functions, commands
+# ARGV finish (done, given_up), retention, summary fields or '', handler, ...
 # -> 1 | 0 (no such ended call). Retention counts from the end of the call.
 FINISHED: Final = Script(
     _ALWAYS
@@ -271,7 +272,7 @@ redis.call('HSET', call, 'finish', ARGV[1], 'finished_ms', int(now))
 for i = 4, #ARGV do redis.call('HSETNX', call, 'handled:' .. ARGV[i], int(now)) end
 if ARGV[1] == 'done' then
   shrink(call, ARGV[3])
-  redis.call('DEL', KEYS[4])
+  redis.call('DEL', KEYS[4], KEYS[5])
   local until_s = int(math.floor(num(h[2]) / 1000) + num(ARGV[2]))
   for i = 1, 3 do redis.call('EXPIREAT', KEYS[i], until_s) end
 end
@@ -279,13 +280,15 @@ return 1
 """
 )
 
-# KEYS call · ARGV nothing -> 1 | 0. A job that was given up is owed again, and tried for as long as a new one.
+# KEYS call, transcript, heard · ARGV ttl -> 1 | 0. A job that was given up is owed again, and tried for as long as a
+# new one; so long lives what it needs.
 REOPEN_FINISH: Final = Script(
     _ALWAYS
     + """
 local h = redis.call('HMGET', KEYS[1], 'state', 'finish', 'finish_attempts')
 if h[1] ~= 'ended' or (h[2] ~= 'given_up' and h[2] ~= 'owed') then return 0 end
 redis.call('HSET', KEYS[1], 'finish', 'owed', 'finish_reopened', h[3] or '0')
+for i = 1, 3 do redis.call('EXPIRE', KEYS[i], ARGV[1], 'GT') end
 return 1
 """
 )

@@ -80,9 +80,11 @@ async def on_function_call_request(session: Session, event: FunctionCallRequestE
 
 @bridge.on("before_transfer")
 async def write_a_ticket(session: Session, event: BeforeTransferEvent) -> None:
-    # A contact centre that looks tickets up by conversation id finds this one; a real application would post it.
+    # A real application posts it to a store where the contact centre finds it: by conversation id, or by the caller's
+    # number where the SIP header does not arrive.
     ticket: dict[str, Any] = {
         "conversation_id": session.conversation_id,
+        "caller": session.start_parameters.get("caller", ""),
         "summary": event.summary,
         "lines": [f"{line.role}: {line.content}" for line in session.get_transcript()],
     }
