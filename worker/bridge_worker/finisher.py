@@ -211,10 +211,11 @@ class Finisher:
         calls, names = self._worker.calls, sorted(failed)
         record = await calls.read(cid)
         if record is None:  # somebody has had it forgotten meanwhile
+            log.error("session_end handlers failed, and the call is forgotten", cid=cid, handlers=names)
             self._kept.pop(cid, None)
             return
         if _tries(record) > len(PAUSES_SECONDS):
-            log.error("session_end handlers failed", cid=cid, handlers=names)
+            log.error("session_end handlers failed for the last time", cid=cid, handlers=names)
             await self._give_up(cid, record.tries)
             return await self._note(cid, failed)
         pause = _pause(record)
