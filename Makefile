@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Written when everything is installed. Newer than the two files it depends on: nothing to do, no network needed.
 STAMP := $(VENV)/.installed
+CHECKOV := 3.3.30
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 APP ?= worker/examples/01_basic/app.py
@@ -31,13 +32,19 @@ test: lint helm ## what must pass before anything lands: lint, types, and the te
 	$(BIN)/pytest -n 2 -m "not slow" $(TESTS)
 
 .PHONY: check-all
-check-all: lint helm ## the same with the slow tests
+check-all: lint helm checkov ## the same with the slow tests
 	$(BIN)/pytest -n 2 $(TESTS)
 
 .PHONY: helm
 helm: $(STAMP) ## fetch helm for the tests of the chart, if there is none on PATH (without it they are skipped)
 	@command -v helm >/dev/null || test -x $(BIN)/helm || $(BIN)/python tests/helm/get_helm.py $(BIN) \
 	  || echo "helm cannot be fetched here; the tests of the chart will be skipped"
+
+.PHONY: checkov
+checkov: $(STAMP) ## install checkov for one test of the chart, if there is none on PATH, in an environment of its own (without it that is skipped)
+	@command -v checkov >/dev/null || test -x $(VENV)/checkov/bin/checkov || { $(BIN)/python -m venv $(VENV)/checkov && \
+	  $(VENV)/checkov/bin/python -m pip --disable-pip-version-check --quiet install checkov==$(CHECKOV); } || \
+	  { rm -rf $(VENV)/checkov; echo "checkov cannot be installed here; its test will be skipped"; }
 
 .PHONY: chaos
 chaos: $(STAMP) ## every experiment with faults, one after the other; what they measure goes into tests/chaos/RESULTS.md

@@ -7,6 +7,7 @@
 | `calls_refused` (reason) | `bridge_calls_refused_total` | calls answered with an error instead of an agent |
 | `setup_seconds` | `bridge_setup_seconds` | from `session.initiate` to `session.accepted` |
 | `turn_seconds` (until) | `bridge_turn_seconds` | what the agent understood, to its answer's `text`, `audio`, `heard` |
+| `calls_by_state` (state) | `bridge_calls_by_state` | calls at this worker: `offered`, `active`, `ending` |
 | `playout_seconds` | `bridge_playout_seconds` | from a turn's first audio at the edge to its first chunk for VAIC |
 | `takeovers` | `bridge_takeovers_total` | calls of a dead pod that this one adopted |
 | `takeover_seconds` (why) | `bridge_takeover_seconds` | claim to listening agent: `worker_lost` or `handover` |
@@ -93,6 +94,9 @@ takeover_seconds: Final = Histogram(
     ["why"],
     buckets=_SETUP_BUCKETS,
     registry=registry,
+)
+calls_by_state: Final = Gauge(
+    "bridge_calls_by_state", "Calls at this worker by what is done for them", ["state"], registry=registry
 )
 handovers: Final = _counter("handovers", "Calls given to another worker", "result")
 handover_seconds: Final = Histogram(

@@ -142,7 +142,7 @@ async def test_a_call_that_is_forgotten_while_it_is_finished_does_not_come_back_
         await worker.until(lambda: "crm 1" in worker.stdout, 15, "the handler")
         assert await calls.forget("c1")
         go_on.touch()
-        await worker.until_logged("session_end handlers failed, and the call is forgotten")
+        await worker.until_logged("the call was forgotten while its session_end handlers failed")
         await owed(calls, "c2")
         traces = []
         while worker.stdout.count("crm 1") < 2:  # until the worker has looked again

@@ -11,7 +11,7 @@ import pytest
 from bridge_sim.agent import SimulatedAgent
 from bridge_sim.caller import SimulatedCall
 from bridge_sim.plan import CallPlan
-from pods import Pods, application
+from pods import Pods, application, calling
 
 LONG = "Let me read your parcel's whole journey to you. It left Hamburg on Monday, and then it went to Ulm. " * 3
 BROKEN_CRM = """
@@ -34,6 +34,24 @@ async def test_heartbeats_measure_the_way_to_redis_and_back(
         for pod in await asyncio.gather(pods.edge(), pods.worker()):
             await pod.until_metric("bridge_redis_round_trip_seconds_count", 4)
             assert 0 < await pod.metric("bridge_redis_round_trip_seconds_sum") < 4
+
+
+SLOW_CRM = """
+import asyncio
+@bridge.on("session_end")
+async def store(session, event):
+    await asyncio.sleep(3)
+"""
+
+
+async def test_a_worker_tells_what_is_done_for_its_calls(redis_url: str, agent: SimulatedAgent, tmp_path: Path) -> None:
+    async with Pods(redis_url, agent.url, application(tmp_path, SLOW_CRM)) as pods:
+        edge, worker = await asyncio.gather(pods.edge(), pods.worker())
+        async with calling(edge) as call:
+            await worker.until_metric('bridge_calls_by_state{state="active"}', 1)
+            await call.hang_up()
+        await worker.until_metric('bridge_calls_by_state{state="ending"}', 1)
+        assert await worker.metric('bridge_calls_by_state{state="active"}') == 0
 
 
 async def test_a_takeover_is_measured_by_the_worker_that_takes_over(

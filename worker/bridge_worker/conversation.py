@@ -54,6 +54,9 @@ Why = Literal["worker_lost", "handover"]
 
 log = logs.get("worker.conversation")
 
+CALL_STATES = ("offered", "active", "ending")
+"""The agent is being reached; they talk; it is over and its last things are being done."""
+
 LAST_FRAMES_SECONDS = 2.0
 QUIET_LOOK_SECONDS = 0.05
 GREETING_SECONDS = 5.0
@@ -195,6 +198,11 @@ class Conversation:
         if not self._over.done():
             self._over.set_result(Ending(reason, detail))
             self.progress()
+
+    @property
+    def state(self) -> str:
+        """One of `CALL_STATES`."""
+        return "ending" if self.over else "active" if self.accepted else "offered"
 
     @property
     def over(self) -> bool:

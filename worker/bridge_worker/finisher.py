@@ -210,8 +210,8 @@ class Finisher:
         """
         calls, names = self._worker.calls, sorted(failed)
         record = await calls.read(cid)
-        if record is None:  # somebody has had it forgotten meanwhile
-            log.error("session_end handlers failed, and the call is forgotten", cid=cid, handlers=names)
+        if record is None:
+            log.info("the call was forgotten while its session_end handlers failed", cid=cid, handlers=names)
             self._kept.pop(cid, None)
             return
         if _tries(record) > len(PAUSES_SECONDS):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +28,7 @@ from bridge_shared.types.audiocodes import BridgeConfig
 from bridge_worker import remote
 from bridge_worker.agent import Agent
 from bridge_worker.backlog import watch_backlog
-from bridge_worker.conversation import NOTHING, Conversation, Past, Why
+from bridge_worker.conversation import CALL_STATES, NOTHING, Conversation, Past, Why
 from bridge_worker.finisher import Finisher
 from bridge_worker.handlers import Handlers
 from bridge_worker.handover import CONNECTS, FOR_OWNER, FOR_TAKER, Giving, Taking, Word
@@ -464,5 +465,9 @@ class Worker:
             due = max(due + every, self.loop.time())
             await asyncio.sleep(due - self.loop.time())
             now = self.loop.time()
+            states: Counter[str] = Counter()
             for conversation in self._conversations.values():
                 conversation.tick(now)
+                states[conversation.state] += 1
+            for state in CALL_STATES:
+                metrics.calls_by_state.labels(state=state).set(states[state])
