@@ -213,7 +213,7 @@ def _until_ready(process: Process, admin: int) -> None:
 
 DESIGNS: dict[str, Callable[[str], Any]] = {
     "product": product,
-    "product, chunks of 20 ms": functools.partial(product, variables={"BRIDGE_PLAY_CHUNK_MS": "20"}),
+    "product, no linger": functools.partial(product, variables={"BRIDGE_LINGER_MS": "0"}),
     "plain, asyncio": functools.partial(peer, "plain.py"),
     "plain, uvloop": functools.partial(peer, "plain.py", options=("--uvloop",)),
     "relay": functools.partial(peer, "relay.py"),

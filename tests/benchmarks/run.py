@@ -32,14 +32,15 @@ def main() -> None:
         asyncio.run(check())
     where = about("bench", sys.argv[1:])
     cells: list[table.Cell] = []
-    for load in given.loads:
-        for calls in given.calls:
+    for calls in given.calls:
+        for load in given.loads:
             for repeat in range(given.repeats):
                 for name in given.designs:
                     print(f"{load} {calls} {repeat + 1}/{given.repeats} {name}", file=sys.stderr, flush=True)
                     cell = measure(name, DESIGNS[name], load, calls, given.seconds)
                     cell.repeat = repeat
                     cells.append(cell.json())
+            cells.sort(key=lambda cell: (given.loads.index(cell["load"]), cell["calls"]))
             if given.json is not None:
                 store(given.json, {"about": where, "cells": cells, "costs": table.costs(cells)})
     print(compare(cells, os.cpu_count() or 1))
