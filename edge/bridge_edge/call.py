@@ -162,7 +162,8 @@ class Call:
     def on_frame(self, sender: str, frame: Frame) -> None:
         """Take one frame of this call from the inbox."""
         if self.link is not None and not self.over.is_set():
-            elsewhere = not self._awake() or (self.gone and not self.ended_by_peer)
+            gone = self.gone or (isinstance(self.socket, Direct) and self.socket.lost)
+            elsewhere = not self._awake() or (gone and not self.ended_by_peer)
             if elsewhere and frame.seq:
                 # only what it confirms is of use here; the rest is for the next edge, to be sent again
                 frame = frame._replace(seq=0, kind=Kind.ACK, body=[])

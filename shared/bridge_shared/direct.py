@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from websockets.asyncio.connection import Connection
 from websockets.frames import DATA_OPCODES, Frame, Opcode
-from websockets.protocol import OPEN
+from websockets.protocol import CLOSED, OPEN
 
 Message = str | bytes
 Take = Callable[[Message], None]
@@ -54,6 +54,11 @@ class Direct(Connection):
         self._failed.cancel()
         assert outcome is not None
         raise outcome
+
+    @property
+    def lost(self) -> bool:
+        """There is no connection any more, whether or not whoever reads it knows already."""
+        return self.protocol.state is CLOSED
 
     def direct(self, size: int) -> bool:
         """Whether a message of so many bytes may go the fast way."""
