@@ -6,6 +6,7 @@ import contextlib
 import pytest
 
 from bridge_shared.errors import CallUnknown, Fenced, RedisRefused, RedisUnavailable
+from bridge_shared.redis import calls as calls_module
 from bridge_shared.redis.calls import FINISH_SECONDS, LIVE_SECONDS, CallKeys, Calls
 from bridge_shared.redis.commands import Commands
 from bridge_shared.redis.connection import connect
@@ -533,6 +534,18 @@ async def test_a_crash_right_after_the_finish_is_repaired_by_the_sweep(calls, se
     await server.execute("ZADD", "{fleet}:ended", 1, "c1", 1, "vanished")
     assert await calls.sweep() == 2
     assert await calls.unfinished() == {}
+
+
+async def test_a_sweep_goes_through_all_that_is_owed_in_portions(calls, server, monkeypatch):
+    monkeypatch.setattr(calls_module, "SOME", 3)
+    for number in range(10):
+        if number % 3:
+            await server.execute("HSET", f"call:{{c{number}}}", "state", "ended", "finish", "owed")
+        await server.execute("ZADD", "{fleet}:ended", number, f"c{number}")
+    await server.execute("ZADD", "{fleet}:ended", 11, b"\xff no call")
+    assert await calls.sweep() >= 4
+    left = await server.execute("ZRANGE", "{fleet}:ended", 0, -1)
+    assert [member for member in left if member.startswith(b"c")] == [b"c1", b"c2", b"c4", b"c5", b"c7", b"c8"]
 
 
 async def test_index_entries_without_a_call_are_swept_but_not_while_young(calls, server):
