@@ -103,6 +103,7 @@ async def test_a_second_signal_stops_a_pod_at_once(redis_url: str, agent: Simula
                 assert await pod.ended(5) == 1
 
 
+@pytest.mark.slow
 async def test_a_handler_that_blocks_its_loop_for_a_while_does_not_keep_the_pod_from_draining(
     redis_url: str, agent: SimulatedAgent, tmp_path: Path
 ) -> None:

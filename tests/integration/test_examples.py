@@ -112,6 +112,7 @@ async def shown(app: Path, folder: Path, agent: SimulatedAgent, *arguments: str)
         program.close()
 
 
+@pytest.mark.slow
 async def test_the_keypad_example_is_shown_by_the_command_in_its_readme(tmp_path: Path) -> None:
     assert "bridgectl call --keys '1003#'" in (FOLDER / "02_dtmf" / "README.md").read_text()
     async with SimulatedAgent() as agent:

@@ -170,6 +170,7 @@ TRIES = (
 )
 
 
+@pytest.mark.slow
 async def test_a_transfer_that_failed_is_not_tried_again_by_the_next_owner(redis_url: str, tmp_path: Path) -> None:
     async with SimulatedAgent(QUICK) as agent, Pods(redis_url, agent.url, application(tmp_path, TRIES)) as pods:
         edge, *workers = await asyncio.gather(pods.edge(), pods.worker(), pods.worker())
@@ -260,6 +261,7 @@ async def test_an_application_may_hang_up_instead_of_a_transfer_that_is_being_pr
     assert [activity["name"] for activity in call.report().activities] == ["hangup"]
 
 
+@pytest.mark.slow
 async def test_a_handler_that_outlives_its_worker_s_ownership_still_reaches_the_call(
     redis_url: str, tmp_path: Path
 ) -> None:

@@ -82,6 +82,7 @@ async def test_a_function_call_whose_worker_died_is_carried_out_by_the_next_one_
     assert call.report().violations == []
 
 
+@pytest.mark.slow
 async def test_a_function_call_whose_arguments_may_not_be_stored_is_asked_for_again_when_its_worker_dies(
     redis_url: str, tmp_path: Path, eventually: Eventually
 ) -> None:

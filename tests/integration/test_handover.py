@@ -63,6 +63,7 @@ async def test_a_worker_told_to_stop_hands_its_calls_over_and_the_agent_remember
         assert second.stdout.count("resumed handover") == 3
 
 
+@pytest.mark.slow
 async def test_a_call_is_not_handed_over_while_the_agent_speaks(
     redis_url: str, agent: SimulatedAgent, tmp_path: Path
 ) -> None:
@@ -85,6 +86,7 @@ async def test_a_call_is_not_handed_over_while_the_agent_speaks(
         assert b"".join(heard.data for heard in call.report().heard) == bytes(former.spoken) + bytes(latter.spoken)
 
 
+@pytest.mark.slow
 async def test_a_worker_that_cannot_reach_the_agent_says_so_and_is_not_asked_again_at_once(
     redis_url: str, agent: SimulatedAgent, tmp_path: Path
 ) -> None:
@@ -124,6 +126,7 @@ bridge._config.deepgram_config["agent"]["think"]["functions"] = [{{"name": "trac
 """It returns at once, and a task of its own answers later."""
 
 
+@pytest.mark.slow
 async def test_a_call_is_not_handed_over_while_a_function_call_waits_for_its_answer(
     redis_url: str, agent: SimulatedAgent, tmp_path: Path
 ) -> None:
@@ -230,6 +233,7 @@ async def bridgectl(redis_url: str, *arguments: str, code: int = 0) -> str:
     return said.decode()
 
 
+@pytest.mark.slow
 async def test_an_agent_connection_is_replaced_in_a_pause_before_it_becomes_too_old(
     redis_url: str, agent: SimulatedAgent, tmp_path: Path
 ) -> None:
