@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
@@ -48,8 +49,9 @@ async def carry_out(c: Conversation, ending: Ending) -> None:
             await c.keep_all_data()
     if not await c.lines.flush(LINES_SECONDS):
         log.error("transcript lines could not be stored", cid=c.cid)
+    handled: Collection[str] = ()
     try:
-        ended = await c.until_redis(lambda: _end_in_redis(c, ending))
+        ended, handled = await c.until_redis(lambda: _end_in_redis(c, ending))
     except Fenced:
         return c.fenced()
     except BridgeError as error:
@@ -77,7 +79,8 @@ async def carry_out(c: Conversation, ending: Ending) -> None:
     )
     if ended.finish == "owed":
         await _keep_handoff(c)
-        await c.worker.finisher.finish(c.cid, c.hosted, c.session, event, stored="" if c.data_waits else c.data)
+        stored = "" if c.data_waits else c.data
+        await c.worker.finisher.finish(c.cid, c.hosted, c.session, event, handled=handled, stored=stored)
     await letting_go
 
 
@@ -102,8 +105,8 @@ async def _ask_to_end(c: Conversation, activity: dict[str, Any], seconds: float)
         await c.within(seconds, lambda: c.caller.peer_ended.is_set() or c.caller.transfer_failed.is_set())
 
 
-async def _end_in_redis(c: Conversation, ending: Ending) -> Ended:
-    """The first reason stands; whoever's it is, the handlers run here."""
+async def _end_in_redis(c: Conversation, ending: Ending) -> tuple[Ended, Collection[str]]:
+    """The first reason stands; whoever's it is, the handlers run here, but for those that have succeeded elsewhere."""
     calls, pod = c.worker.calls, c.worker.pod
     ended = await calls.end(
         c.cid,
@@ -115,12 +118,14 @@ async def _end_in_redis(c: Conversation, ending: Ending) -> Ended:
         report=ending.reason == "error",
     )
     if ended.first or ended.finish != "owed":
-        return ended
+        return ended, ()
     record = await calls.read(c.cid)
     if record is not None and record.finisher == pod and record.owner == pod:
-        return Ended(True, ended.reason, ended.detail, "owed")  # it was us, and the reply was lost
+        return Ended(True, ended.reason, ended.detail, "owed"), ()  # it was us, and the reply was lost
     claimed = await calls.claim_finish(c.cid, worker=pod, seen_finisher="")
-    return ended if claimed is not None else Ended(False, ended.reason, ended.detail, "done")
+    if claimed is None:
+        return Ended(False, ended.reason, ended.detail, "done"), ()
+    return ended, claimed.handled
 
 
 async def _keep_handoff(c: Conversation) -> None:
