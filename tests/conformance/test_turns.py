@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from typing import Any
 
 import pytest
 
 from puppet import MULAW, caller_said, done, says, sound, speaks, turn
-from telephone import heard, messages_for, stage, types, wire
+from telephone import PATIENCE, heard, messages_for, stage, types, wire
 
 pytestmark = pytest.mark.slow
 
@@ -59,10 +58,12 @@ async def test_a_late_agent_audio_done_of_a_cut_turn_does_not_end_the_next_one(r
         await vaic.until("playStream.start")
         rest = await vaic.until("playStream.stop")
         assert len(heard(rest)) == MULAW.nbytes(1500)
-        await asyncio.sleep(1)
-        lines = await bridge.app.calls("transcript", vaic.cid)
+        async with asyncio.timeout(PATIENCE):
+            while (lines := await bridge.app.calls("transcript", vaic.cid))[-1].heard_ms is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
         assert lines[-1].content == "Yes, what is it?"
         assert lines[-1].heard_ms == 1500
+        await bridge.event("agent_audio_done", 2)
         assert len(bridge.events("agent_audio_done")) == 2
 
 
@@ -82,37 +83,32 @@ async def test_an_agent_audio_done_between_odd_frames_does_not_turn_speech_into_
 
 
 async def test_a_hang_up_does_not_wait_in_silence_for_an_agent_audio_done_that_is_missing(redis_url: str) -> None:
-    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+    async with stage(redis_url, last_words_seconds=60.0) as bridge, wire(bridge.url) as vaic:
         await vaic.begin()
         agent = await bridge.connection()
         await says(agent, "Goodbye.")
         await speaks(agent, sound(300))
         await vaic.until("playStream.stop")  # 1.3 s
-        began = time.monotonic()
         ending = asyncio.create_task(bridge.sessions[vaic.cid].end_session())
-        async with asyncio.timeout(20):
-            message = await asyncio.wait_for(vaic.socket.recv(), 15)
+        message = await asyncio.wait_for(vaic.socket.recv(), 15)  # a quarter of what the last words may take
         assert b"hangup" in (message if isinstance(message, bytes) else message.encode())
         await vaic.hang_up()
         await ending
-        assert time.monotonic() - began < 5
 
 
 async def test_a_hang_up_does_not_wait_in_silence_when_audio_came_behind_agent_audio_done(redis_url: str) -> None:
-    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+    async with stage(redis_url, last_words_seconds=60.0) as bridge, wire(bridge.url) as vaic:
         await vaic.begin()
         agent = await bridge.connection()
         await turn(agent, "Goodbye.", sound(300))
         await speaks(agent, sound(40))
         await bridge.event("agent_audio_done")
-        began = time.monotonic()
         ending = asyncio.create_task(bridge.sessions[vaic.cid].end_session())
         while "activities" not in types(got := [json_of(await asyncio.wait_for(vaic.socket.recv(), 15))]):
             pass
         assert got[0]["activities"][0]["name"] == "hangup"
         await vaic.hang_up()
         await ending
-        assert time.monotonic() - began < 5
 
 
 async def test_audio_of_a_cut_turn_that_comes_behind_its_agent_audio_done_is_not_played(redis_url: str) -> None:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -17,26 +16,16 @@ import pytest
 from bridge_shared.redis.calls import CallKeys, Calls
 from bridge_shared.redis.connection import Server, connect
 from bridge_sim.agent import AgentScript, SimulatedAgent
-from bridge_sim.caller import SimulatedCall
-from bridge_sim.plan import CallPlan
 from chaos.network import Balancer
 from conftest import RedisServer
 from deepgram_audiocodes_bridge.store import CallStore
-from pods import Pod, Pods, application, environment
+from pods import Pod, Pods, application, calling, environment
 from redis_topologies import ClusterServers, started
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 QUICK = AgentScript(think_s=0.0)
 TOKEN = "0815-token"
-
-
-@contextlib.asynccontextmanager
-async def calling(edge: Pod, **plan: Any) -> AsyncIterator[SimulatedCall]:
-    async with SimulatedCall(edge.url, CallPlan(turn_timeout_s=40, **plan)) as call:
-        await call.connect()
-        await call.initiate()
-        yield call
 
 
 @contextlib.asynccontextmanager

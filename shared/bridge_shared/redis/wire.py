@@ -355,7 +355,7 @@ class Wire:
             raise
 
     async def _next(self, connection: Connection) -> Any:
-        """The next reply, without redis-py's time-outs and checks around each: two thirds of what it would cost."""
+        """The next reply, without redis-py's time-outs and checks around each; ours are in `expect`."""
         parser: Any = connection._parser
         while (reply := parser._reader.gets()) is NOT_ENOUGH_DATA:
             stream: Any = connection._reader
