@@ -32,13 +32,18 @@ test: lint helm ## what must pass before anything lands: lint, types, and the te
 	$(BIN)/pytest -n 2 -m "not slow" $(TESTS)
 
 .PHONY: check-all
-check-all: lint helm checkov ## the same with the slow tests
+check-all: lint helm helm-oldest checkov ## the same with the slow tests
 	$(BIN)/pytest -n 2 $(TESTS)
 
 .PHONY: helm
 helm: $(STAMP) ## fetch helm for the tests of the chart, if there is none on PATH (without it they are skipped)
 	@command -v helm >/dev/null || test -x $(BIN)/helm || $(BIN)/python tests/helm/get_helm.py $(BIN) \
 	  || echo "helm cannot be fetched here; the tests of the chart will be skipped"
+
+.PHONY: helm-oldest
+helm-oldest: $(STAMP) ## fetch the oldest helm that the chart works with, for one test of it (without it that is skipped)
+	@test -x $(BIN)/helm-oldest || $(BIN)/python tests/helm/get_helm.py $(BIN) helm-oldest \
+	  || echo "the oldest helm cannot be fetched here; its test will be skipped"
 
 .PHONY: checkov
 checkov: $(STAMP) ## install checkov for one test of the chart, if there is none on PATH, in an environment of its own (without it that is skipped)

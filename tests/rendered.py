@@ -32,9 +32,9 @@ def helm() -> str:
     return found
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """helm with these arguments; its output, whether it succeeded or not."""
-    return subprocess.run([helm(), *arguments], capture_output=True, text=True, timeout=60)
+def run(*arguments: str, program: str | None = None) -> subprocess.CompletedProcess[str]:
+    """helm (or that `program`) with these arguments; its output, whether it succeeded or not."""
+    return subprocess.run([program or helm(), *arguments], capture_output=True, text=True, timeout=60)
 
 
 def template(values: Path = SIMULATED, *settings: str, release: str = "bridge") -> list[Object]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bridge_shared import config
 from bridge_shared.redis.url import topology
@@ -47,6 +51,28 @@ def file(name: str) -> Path:
 def test_lint_finds_nothing(values: Path) -> None:
     done = run("lint", "--strict", str(CHART), "-f", str(values))
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@EVERY
+def test_the_oldest_helm_that_is_promised_renders_the_same(values: Path) -> None:
+    places = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
+    if (oldest := shutil.which("helm-oldest", path=places)) is None:
+        pytest.skip("`make helm-oldest` has not fetched it")
+    told = run("version", "--short", program=oldest).stdout
+    assert re.search(r"Helm (\d+\.\d+) or newer", (ROOT / "helm" / "README.md").read_text())[1] in told  # type: ignore[index]
+    words = ["template", "bridge", str(CHART), "--namespace", "calls", "-f", str(values)]
+    old, new = run(*words, program=oldest), run(*words)
+    assert old.returncode == 0, old.stderr
+    assert _but_made_up(old.stdout) == _but_made_up(new.stdout)
+
+
+def _but_made_up(rendered: str) -> list[Object]:
+    documents = [o for o in yaml.safe_load_all(rendered) if o]
+    for o in documents:
+        if o["kind"] == "Secret":
+            o["data"] = sorted(o["data"])
+    return documents
 
 
 def test_the_file_of_values_that_the_operations_page_shows_installs_with_the_secrets_it_creates(tmp_path: Path) -> None:

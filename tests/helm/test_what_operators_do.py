@@ -20,7 +20,19 @@ import yaml
 from bridge_sim.agent import SimulatedAgent
 from harness import free_port
 from pods import Pods, application
-from rendered import CHART, SIMULATED, Object, container, environment, named, pods, refusal, run, template
+from rendered import (
+    CHART,
+    SIMULATED,
+    Object,
+    container,
+    environment,
+    named,
+    pods,
+    refusal,
+    run,
+    secret_values,
+    template,
+)
 
 
 @contextmanager
@@ -90,6 +102,17 @@ def test_an_upgrade_of_a_cluster_that_scales_itself_leaves_as_many_pods_as_there
     upgraded = [o for o in yaml.safe_load_all(done.stdout) if o]
     assert named(upgraded, "Deployment", "bridge-worker")["spec"]["replicas"] == now
     assert "replicas" not in named(upgraded, "Deployment", "bridge-edge")["spec"]
+
+
+def test_an_upgrade_keeps_the_token_and_the_password_that_the_install_made_up() -> None:
+    objects = template(SIMULATED)
+    live = [o for o in objects if o["kind"] == "Secret"]
+    assert secret_values(live).keys() == {("bridge-access", "ac-token"), ("bridge-redis", "password")}
+    with api_server(objects, live) as address:
+        asked = ["--dry-run=server", "--disable-openapi-validation", "--kube-apiserver", address]
+        done = run("template", "bridge", str(CHART), "-n", "calls", *asked, "-f", str(SIMULATED), "--is-upgrade")
+    assert done.returncode == 0, done.stderr
+    assert secret_values([o for o in yaml.safe_load_all(done.stdout) if o]) == secret_values(live)
 
 
 @pytest.mark.parametrize("kind", ["hpa", "keda"])

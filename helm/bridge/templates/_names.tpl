@@ -55,7 +55,7 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{/* A value that is made up once and then kept. Call with (dict "root" . "secret" NAME "key" KEY). */}}
 {{- define "bridge.kept" -}}
 {{- $found := lookup "v1" "Secret" .root.Release.Namespace .secret }}
-{{- if and $found $found.data (index $found.data .key) }}{{ index $found.data .key | b64dec }}{{ else }}{{ randAlphaNum 40 }}{{ end }}
+{{- with dig "data" .key "" $found }}{{ b64dec . }}{{ else }}{{ randAlphaNum 40 }}{{ end }}
 {{- end }}
 
 {{/* How long Kubernetes waits between SIGTERM and SIGKILL. Call with (dict "role" "edge" "pod" .Values.edge).
