@@ -31,6 +31,15 @@ SET_BY_THE_CHART = {
 """These have values of their own, so `settings` must not name them a second time."""
 
 
+def number(low: float, high: float) -> dict[str, Any]:
+    """The schema of a number that may be a fraction.
+
+    `helm --set x=0.5` gives a text, and a schema has no bounds for texts: one out of bounds is refused by the pod,
+    which ends with 2 and names it.
+    """
+    return {"type": ["number", "string"], "minimum": low, "maximum": high, "pattern": r"^\d+\.\d+$"}
+
+
 def offered() -> dict[str, dict[str, Any]]:
     """Variable -> schema of its value, for every other setting of ours."""
     found: dict[str, dict[str, Any]] = {}
@@ -41,11 +50,11 @@ def offered() -> dict[str, dict[str, Any]]:
             continue
         if extra["low"] is not None:
             whole = int in (info.annotation, *get_args(info.annotation))
-            found[name] = {
-                "type": "integer" if whole else "number",
-                "minimum": extra["low"],
-                "maximum": extra["high"],
-            }
+            found[name] = (
+                {"type": "integer", "minimum": extra["low"], "maximum": extra["high"]}
+                if whole
+                else number(extra["low"], extra["high"])
+            )
         else:
             found[name] = {"type": "boolean" if info.annotation is bool else "string"}
     return found
@@ -66,4 +75,7 @@ def _written(value: Any, indent: int = 0) -> str:
 if __name__ == "__main__":
     schema = json.loads(SCHEMA.read_text())
     schema["properties"]["settings"]["properties"] = offered()
+    for role in ("edge", "worker"):
+        drain = schema["properties"][role]["properties"]["drainSeconds"]
+        schema["properties"][role]["properties"]["drainSeconds"] = number(drain["minimum"], drain["maximum"])
     SCHEMA.write_text(_written(schema) + "\n")

@@ -21,14 +21,17 @@ def notes(values: str, *settings: str) -> str:
         ("ingress", (), "wss://calls.example.com/"),
         ("ingress", ("ingress.tlsSecret=",), "ws://calls.example.com/"),
         ("gateway", (), "wss://calls.example.com/"),
+        ("gateway", ("gateway.hostnames={*.example.com}",), "a name of yours for the star"),
         ("simulated", ("edge.service.type=LoadBalancer",), "get service bridge-edge"),
+        ("simulated", ("edge.service.type=NodePort",), ".spec.ports[0].nodePort"),
         ("simulated", (), "not reachable from outside yet"),
     ],
 )
 def test_they_say_what_to_put_into_live_hub(values: str, settings: tuple[str, ...], url: str) -> None:
     [line] = [line for line in notes(values, *settings).splitlines() if line.strip().startswith("Bot URL")]
     assert url in notes(values, *settings)
-    assert url in line or "LoadBalancer" in settings[0]
+    assert url in line or "service.type" in settings[0]
+    assert ("not reachable" in line) == ("not reachable" in url)
 
 
 @pytest.mark.parametrize(

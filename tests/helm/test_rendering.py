@@ -331,6 +331,13 @@ def test_autoscalers_scale_the_deployments_that_exist_and_nothing_else_sets_thei
     assert named(template(), "Deployment", "bridge-worker")["spec"]["replicas"] == 2
 
 
+def test_keda_takes_no_pod_away_because_prometheus_has_nothing_to_say_yet() -> None:
+    for role in ("edge", "worker"):
+        by_calls, _ = named(template(file("keda")), "ScaledObject", f"bridge-{role}")["spec"]["triggers"]
+        assert by_calls["type"] == "prometheus"
+        assert by_calls["metadata"]["ignoreNullValues"] == "false"
+
+
 def test_pods_are_added_at_seventy_per_cent_and_taken_away_one_at_a_time() -> None:
     scaler = named(template(file("hpa"), "worker.calls=50"), "HorizontalPodAutoscaler", "bridge-worker")["spec"]
     assert scaler["metrics"][0]["pods"]["target"]["averageValue"] == "35"
@@ -341,8 +348,12 @@ def test_pods_are_added_at_seventy_per_cent_and_taken_away_one_at_a_time() -> No
 
 
 def test_calls_may_last_two_hours_through_ingress_and_gateway() -> None:
-    ingress = named(template(file("ingress")), "Ingress", "bridge-edge")
-    assert int(ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-read-timeout"]) > 7200
+    objects = template(file("ingress"))
+    ingress = named(objects, "Ingress", "bridge-edge")
+    annotations = ingress["metadata"]["annotations"]
+    assert int(annotations["nginx.ingress.kubernetes.io/proxy-read-timeout"]) > 7200
+    assert annotations["nginx.org/websocket-services"] == named(objects, "Service", "bridge-edge")["metadata"]["name"]
+    assert int(annotations["nginx.org/proxy-read-timeout"].rstrip("s")) > 7200
     [rule] = named(template(file("gateway")), "HTTPRoute", "bridge-edge")["spec"]["rules"]
     assert rule["timeouts"] == {"request": "0s", "backendRequest": "0s"}
     [bare] = named(template(file("gateway"), "gateway.timeouts=false"), "HTTPRoute", "bridge-edge")["spec"]["rules"]

@@ -203,6 +203,52 @@ def test_a_redis_that_stays_within_its_memory_limit_is_not(limit: str) -> None:
     template(SIMULATED, f"redis.bundled.resources.limits.memory={limit}")
 
 
+def _numbers(schema: Object, at: str = "") -> Iterator[str]:
+    """Where a number that need not be whole may stand."""
+    if "number" in schema.get("type", ""):
+        yield at
+    for name, part in schema.get("properties", {}).items():
+        yield from _numbers(part, f"{at}.{name}".lstrip("."))
+
+
+FRACTIONS = sorted(_numbers(json.loads((CHART / "values.schema.json").read_text())))
+
+
+@pytest.mark.parametrize("place", FRACTIONS)
+def test_every_number_takes_a_fraction_from_the_command_line(place: str) -> None:
+    where, _, name = place.rpartition(".")
+    found = pods(template(SIMULATED, f"{place}=1.5"))
+    variable = name if where == "settings" else "BRIDGE_DRAIN_SECONDS"
+    roles = ["edge", "worker"] if where == "settings" else [where]
+    assert [environment(found[f"bridge-{role}"], {})[variable] for role in roles] == ["1.5"] * len(roles)
+    assert f"/{place.replace('.', '/')}" in refusal(f"{place}=half")
+    assert f"/{place.replace('.', '/')}" in refusal(f"{place}=1.5.5")
+
+
+def test_a_fraction_counts_in_everything_that_follows_from_it() -> None:
+    objects = template(SIMULATED, "worker.drainSeconds=20.5", "edge.drainSeconds=20.5")
+    grace = {
+        role: pods(objects)[f"bridge-{role}"]["spec"]["terminationGracePeriodSeconds"] for role in ("edge", "worker")
+    }
+    assert grace == {"edge": 5 + 21 + 30, "worker": 21 + 30}
+    assert named(objects, "Deployment", "bridge-worker")["spec"]["minReadySeconds"] == 21
+    assert "Set it to 36 or more" in refusal("worker.drainSeconds=20.5", "worker.terminationGracePeriodSeconds=35")
+
+
+def test_large_numbers_are_written_out(tmp_path: Path) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text(
+        "agent: {simulated: true}\nworker: {replicas: 2000000, calls: 100000}\n"
+        "ingress: {enabled: true, host: calls.example.com, timeoutSeconds: 1000000}\n"
+        "settings: {BRIDGE_OIDC_OUTAGE_SECONDS: 2592000}\n"
+    )
+    objects = template(values)
+    assert named(objects, "Deployment", "bridge-worker")["spec"]["replicas"] == 2_000_000
+    annotations = named(objects, "Ingress", "bridge-edge")["metadata"]["annotations"]
+    assert annotations["nginx.ingress.kubernetes.io/proxy-read-timeout"] == "1000000"
+    assert not [text for text in environment(pods(objects)["bridge-worker"], {}).values() if "e+" in text]
+
+
 async def test_a_cluster_with_ipv6_alone_can_be_served(redis_url: str, tmp_path: Path) -> None:
     with contextlib.closing(socket.socket(socket.AF_INET6)) as probe:
         try:

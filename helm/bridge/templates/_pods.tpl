@@ -155,7 +155,7 @@ metadata:
   labels: {{- include "bridge.labels" . | nindent 4 }}
 spec:
   {{- if eq $root.Values.autoscaling.kind "none" }}
-  replicas: {{ $pod.replicas }}
+  replicas: {{ int $pod.replicas }}
   {{- else }}
   {{- with lookup "apps/v1" "Deployment" $root.Release.Namespace (printf "%s-%s" (include "bridge.name" $root) $role) }}
   # As many as there are now. Were it left out, the upgrade that begins autoscaling would leave one pod.
@@ -167,7 +167,7 @@ spec:
   {{- if eq $role "worker" }}
   # So long after a new worker is ready the next old one ends: the last one has given its calls away by then, and few
   # calls move twice in one roll-out.
-  minReadySeconds: {{ min 30 (int $pod.drainSeconds) }}
+  minReadySeconds: {{ min 30 (ceil $pod.drainSeconds | int) }}
   {{- end }}
   # New pods first: calls need somewhere to go.
   strategy:
