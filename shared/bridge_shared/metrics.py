@@ -31,6 +31,7 @@
 | `unfinished_calls` (state) | `bridge_unfinished_calls` | calls whose finish is `owed` or `given_up`, in the fleet |
 | `redis_errors` (kind) | `bridge_redis_errors_total` | `unavailable` or `refused` answers of Redis |
 | `redis_round_trip_seconds` | `bridge_redis_round_trip_seconds` | Redis's answer to a heartbeat, four a second |
+| `redis_memory_used_ratio` | `bridge_redis_memory_used_ratio` | of `maxmemory`, the fullest primary; 0: not known |
 | `inbox_lag_seconds` | `bridge_inbox_lag_seconds` | age of the frames read from this pod's inbox |
 | `loop_lag_seconds` | `bridge_loop_lag_seconds` | by how much a timer of the media loop came late |
 | `loop_stalls` (loop) | `bridge_loop_stalls_total` | stalls of the `media` loop, the `application`'s, or `all` |
@@ -135,9 +136,25 @@ inbox_lag_seconds: Final = Histogram(
 loop_lag_seconds: Final = Histogram(
     "bridge_loop_lag_seconds", "Lateness of a timer of the media loop", buckets=_LAG_BUCKETS, registry=registry
 )
+redis_memory_used_ratio: Final = Gauge(
+    "bridge_redis_memory_used_ratio", "Used share of the memory that Redis may take", registry=registry
+)
 loop_stalls: Final = _counter("loop_stalls", "Times an event loop stood still", "loop")
-for _loop in ("media", "application", "all"):  # from 0 on, or Prometheus would not see the first one
-    loop_stalls.labels(loop=_loop)
+
+# From 0 on, or Prometheus would not see the first one.
+for _counted, _words in (
+    (loop_stalls, ("media", "application", "all")),
+    (calls_total, ("hangup", "transfer", "ended", "error")),
+    (
+        calls_refused,
+        ("edge_full", "no_room", "no_worker", "agent", "agent_slow", "no_keys", "authenticate_failed", "token"),
+    ),
+    (finishes, ("done", "failed")),
+    (handovers, ("taken", "left")),
+    (redis_errors, ("unavailable", "refused")),
+):
+    for _word in _words:
+        _counted.labels(_word)
 
 # Memory, CPU, descriptors, garbage collections: python_* and process_*, as everywhere.
 ProcessCollector(registry=registry)

@@ -31,6 +31,7 @@ async def fails(session, event):
 """
 
 ALERTS = CHART / "files" / "alerts.yaml"
+CRITICAL = {"severity": "critical"}
 
 
 def series(name: str, values: str = "0x30") -> dict[str, str]:
@@ -60,7 +61,12 @@ def fires(
 async def test_pods_that_never_had_a_call_say_that_they_have_none(redis_url: str, tmp_path: Path) -> None:
     async with SimulatedAgent() as agent, Pods(redis_url, agent.url, application(tmp_path)) as pods:
         for pod in (await pods.edge(), await pods.worker()):
-            assert f'bridge_calls_live{{role="{pod.name.split("-")[0]}"}} 0.0' in pod.get("/metrics")[1]
+            told = pod.get("/metrics")[1]
+            assert f'bridge_calls_live{{role="{pod.name.split("-")[0]}"}} 0.0' in told
+            # Prometheus sees a counter grow only from a value that it has seen.
+            assert 'bridge_calls_total{outcome="error"} 0.0' in told
+            for reason in re.findall(r"\w+", re.findall(r'reason=~"(.*?)"', ALERTS.read_text())[0]):
+                assert f'bridge_calls_refused_total{{reason="{reason}"}} 0.0' in told
 
 
 async def test_a_refused_upgrade_is_counted_by_its_status_which_the_runbook_explains(
@@ -133,6 +139,48 @@ def test_another_release_does_not_hide_that_this_one_is_gone(tmp_path: Path) -> 
     assert sorted((alert["namespace"], alert["role"]) for alert in fired) == [("calls", "edge"), ("calls", "worker")]
 
 
+def _calls(outcomes: dict[str, str], refused: str = "0x90") -> list[dict[str, str]]:
+    there = [series(f'bridge_calls_total{{outcome="{outcome}"}}', values) for outcome, values in outcomes.items()]
+    return [*there, series('bridge_calls_refused_total{reason="no_worker"}', refused)]
+
+
+ONE_IN_FIVE_MINUTES = " ".join(f"{number}x9" for number in range(9))
+
+
+def test_a_site_that_seldom_has_a_call_is_told_when_all_of_them_fail(tmp_path: Path) -> None:
+    broken = _calls({"error": ONE_IN_FIVE_MINUTES, "hangup": "0x90"})
+    assert fires("BridgeCallsFail", broken, tmp_path, at="35m") == [{"alertname": "BridgeCallsFail"} | CRITICAL]
+    refused = _calls({"error": "0x90", "hangup": "0x90"}, ONE_IN_FIVE_MINUTES)
+    assert fires("BridgeCallsFail", refused, tmp_path, at="35m") == [{"alertname": "BridgeCallsFail"} | CRITICAL]
+
+
+def test_a_few_failures_among_many_calls_and_a_site_without_calls_are_no_alarm(tmp_path: Path) -> None:
+    busy = _calls({"error": ONE_IN_FIVE_MINUTES, "hangup": "0+5x90"})
+    assert fires("BridgeCallsFail", busy, tmp_path, at="35m") == []
+    assert fires("BridgeCallsFail", _calls({"error": "0x90", "hangup": "0x90"}), tmp_path, at="35m") == []
+
+
+async def test_workers_say_how_full_redis_is(redis_server: RedisServer, tmp_path: Path) -> None:
+    used = re.findall(rb"used_memory:(\d+)", redis_server.command("INFO", "memory"))
+    async with SimulatedAgent() as agent, Pods(redis_server.url, agent.url, application(tmp_path)) as pods:
+        without_a_limit = await pods.worker()
+        assert "bridge_redis_memory_used_ratio 0.0" in without_a_limit.get("/metrics")[1]
+        redis_server.command("CONFIG", "SET", "maxmemory", str(2 * int(used[0])))
+        worker = await pods.worker()
+
+        def ratio() -> float:
+            return float(re.findall(r"^bridge_redis_memory_used_ratio (\S+)", worker.get("/metrics")[1], re.M)[0])
+
+        await worker.until(lambda: ratio() > 0, 10, "how full Redis is")
+        assert 0.4 < ratio() < 2.0
+
+
+def test_a_redis_that_fills_is_told_before_it_is_full(tmp_path: Path) -> None:
+    for share, alarm in (("0.85", True), ("0.7", False)):
+        given = [series(f'bridge_redis_memory_used_ratio{{pod="{pod}"}}', f"{share}x60") for pod in ("a", "b")]
+        assert bool(fires("BridgeRedisFills", given, tmp_path, at="15m")) == alarm
+
+
 async def test_a_user_of_redis_with_the_permissions_of_the_operations_page_is_enough(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
@@ -161,7 +209,7 @@ async def test_a_user_of_redis_with_the_permissions_of_the_operations_page_is_en
             await call.wait_end()
         for pod in (edge, worker):
             assert "no permissions" not in pod.stderr + pod.stdout
-            assert 'bridge_redis_errors_total{kind="refused"}' not in pod.get("/metrics")[1]
+            assert 'bridge_redis_errors_total{kind="refused"} 0.0' in pod.get("/metrics")[1]
 
 
 async def test_a_call_writes_two_lines_and_every_line_about_it_says_which_call(redis_url: str, tmp_path: Path) -> None:

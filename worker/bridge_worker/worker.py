@@ -33,6 +33,7 @@ from bridge_worker.finisher import Finisher
 from bridge_worker.handlers import Handlers
 from bridge_worker.handover import CONNECTS, FOR_OWNER, FOR_TAKER, Giving, Taking, Word
 from bridge_worker.pace import Gate
+from bridge_worker.redis_memory import watch_memory
 from bridge_worker.session import Session
 from bridge_worker.sweeper import Sweeper
 
@@ -134,6 +135,7 @@ class Worker:
                 start(Sweeper(self).run())
                 start(self._keep())
                 start(watch_backlog(self.calls))
+                start(watch_memory(self.state))
                 if self.settings.agent_limit is not None:
                     start(self._count_agents())
         finally:

@@ -102,6 +102,21 @@ class Server:
                     raise
             await backoff.sleep()
 
+    async def memory_used(self) -> float | None:
+        """The share of `maxmemory` that the fullest primary has used, 0 to 1; None: no limit, or hidden from us.
+
+        Raises:
+            RedisUnavailable, RedisRefused: it could not be asked now.
+        """
+        try:
+            async with asyncio.timeout(REACH_SECONDS):
+                places = await self._topology.primaries()
+                all_facts = [await _facts(self._topology, place, f"{self._name}:memory") for place in places]
+        except TimeoutError as error:
+            raise RedisUnavailable(f"Redis did not say within {REACH_SECONDS} s how full it is") from error
+        limits = [(int(facts.get("used_memory", 0)), int(facts.get("maxmemory", 0))) for facts in all_facts]
+        return max((used / limit for used, limit in limits if limit), default=None)
+
     async def blocking(self, *args: str | bytes | int, seconds: float) -> Any:
         """One command that blocks in the server for up to `seconds`, on a connection made for it.
 
