@@ -147,7 +147,10 @@ for _counted, _words in (
     (calls_total, ("hangup", "transfer", "ended", "error")),
     (
         calls_refused,
-        ("edge_full", "no_room", "no_worker", "agent", "agent_slow", "no_keys", "authenticate_failed", "token"),
+        (
+            *("edge_full", "no_room", "no_worker", "agent", "agent_slow"),
+            *("token", "no_keys", "authenticate", "authenticate_failed", "path"),
+        ),
     ),
     (finishes, ("done", "failed")),
     (handovers, ("taken", "left")),

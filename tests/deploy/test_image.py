@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+import venv
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,22 @@ def test_both_stages_build_on_the_base_that_is_asked_for_and_the_last_is_nobody_
     for name in ("bridge-edge", "bridge-worker"):
         security = pods(template())[name]["spec"]["securityContext"]
         assert (str(security["runAsUser"]), str(security["runAsGroup"])) == users[0]
+
+
+def test_the_command_that_the_operations_page_installs_packages_with_works_without_a_pip_of_the_image(
+    tmp_path: Path,
+) -> None:
+    assert "pip uninstall --yes pip" in TEXT
+    environment = tmp_path / "bridge"
+    venv.create(environment, with_pip=False)
+    [command] = re.findall(r"`([^`]*) install …`", (ROOT / "deploy" / "README.md").read_text())
+    words = command.replace("/opt/bridge", str(environment)).split()
+    base = str(Path(sys.executable).parent)  # stands for the base's /usr/local/bin
+    path = os.pathsep.join([str(environment / "bin"), base])
+    program = shutil.which(words[0], path=path)
+    assert program is not None
+    done = subprocess.run([program, *words[1:], "list"], capture_output=True, text=True, timeout=60, env={"PATH": path})
+    assert done.returncode == 0, done.stderr
 
 
 def test_commands_of_the_chart_are_in_the_image() -> None:

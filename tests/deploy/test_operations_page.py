@@ -65,7 +65,9 @@ async def test_pods_that_never_had_a_call_say_that_they_have_none(redis_url: str
             assert f'bridge_calls_live{{role="{pod.name.split("-")[0]}"}} 0.0' in told
             # Prometheus sees a counter grow only from a value that it has seen.
             assert 'bridge_calls_total{outcome="error"} 0.0' in told
-            for reason in re.findall(r"\w+", re.findall(r'reason=~"(.*?)"', ALERTS.read_text())[0]):
+            asked = "|".join(re.findall(r'reason=~"(.*?)"', ALERTS.read_text())).split("|")
+            assert {"no_worker", "token"} <= set(asked)
+            for reason in asked:
                 assert f'bridge_calls_refused_total{{reason="{reason}"}} 0.0' in told
 
 
@@ -158,6 +160,17 @@ def test_a_few_failures_among_many_calls_and_a_site_without_calls_are_no_alarm(t
     busy = _calls({"error": ONE_IN_FIVE_MINUTES, "hangup": "0+5x90"})
     assert fires("BridgeCallsFail", busy, tmp_path, at="35m") == []
     assert fires("BridgeCallsFail", _calls({"error": "0x90", "hangup": "0x90"}), tmp_path, at="35m") == []
+
+
+@pytest.mark.parametrize(("accepted", "alarm"), [("0x90", True), ("0+1x90", False)])
+def test_a_token_that_fits_nobody_is_told_and_strangers_at_the_door_of_a_site_with_calls_are_not(
+    accepted: str, alarm: bool, tmp_path: Path
+) -> None:
+    given = [
+        series('bridge_calls_refused_total{reason="token"}', ONE_IN_FIVE_MINUTES),
+        series("bridge_setup_seconds_count", accepted),
+    ]
+    assert bool(fires("BridgeNobodyGetsIn", given, tmp_path, at="35m")) == alarm
 
 
 async def test_workers_say_how_full_redis_is(redis_server: RedisServer, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -51,6 +52,22 @@ def test_every_pod_keeps_the_restricted_pod_security_standard(values: Path) -> N
         allowed = {"configMap", "emptyDir", "secret", "persistentVolumeClaim", "projected"}
         assert all((volume.keys() - {"name"}) <= allowed for volume in spec.get("volumes", [])), name
         assert not any("hostPort" in port for port in only.get("ports", [])), name
+
+
+def test_the_pod_that_the_operations_page_restores_redis_with_fits_the_volume_and_the_standard() -> None:
+    page = (ROOT / "deploy" / "README.md").read_text()
+    [shown] = [o for o in map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", page, re.S)) if o.get("kind") == "Pod"]
+    validate.validate(shown, NEWEST, strict=True)
+    [redis] = [o for o in template() if o["kind"] == "StatefulSet"]
+    ours, only = redis["spec"]["template"]["spec"], container(shown)
+    assert shown["spec"]["securityContext"] == ours["securityContext"]
+    assert only["image"] == ours["containers"][0]["image"]
+    assert only["securityContext"]["allowPrivilegeEscalation"] is False
+    assert only["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    [claim] = redis["spec"]["volumeClaimTemplates"]
+    assert shown["spec"]["volumes"][0]["persistentVolumeClaim"] == {
+        "claimName": f"{claim['metadata']['name']}-{redis['metadata']['name']}-0"
+    }
 
 
 @EVERY

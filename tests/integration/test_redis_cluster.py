@@ -67,6 +67,19 @@ async def test_commands_go_to_the_node_of_their_key(server):
     assert await server.blocking("BLPOP", "list", "5", seconds=5) == [b"list", b"x"]
 
 
+async def test_the_fullest_primary_says_how_full_a_cluster_is(server):
+    assert await server.memory_used() is None
+    nodes = [server.dedicated("limits", node=place) for place in await server.cluster.primaries()]
+    try:
+        for node, limit in zip(nodes, ("1000gb", "100mb", "0"), strict=True):
+            await node.call("CONFIG", "SET", "maxmemory", limit)
+        assert 0.005 < await server.memory_used() < 0.5  # that of 100 MB
+    finally:
+        for node in nodes:
+            await node.call("CONFIG", "SET", "maxmemory", "0")
+            await node.close()
+
+
 @pytest.mark.parametrize("what", ["{}", "inbox:worker-{}", "call:{{call-{}}}"])
 async def test_a_killed_primary_costs_no_frame_no_line_and_nobodys_life(redis, eventually, capsys, what):
     """Of the fleet's keys, of an inbox, of the call."""
