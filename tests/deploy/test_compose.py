@@ -95,6 +95,8 @@ def test_redis_never_throws_calls_away_and_is_the_one_of_the_chart() -> None:
     command = SERVICES["redis"]["command"]
     assert command[command.index("--maxmemory-policy") + 1] == "noeviction"
     assert command[command.index("--appendonly") + 1] == "yes"
+    # It has no password; without this it would answer nobody but itself, unless its image says otherwise.
+    assert command[command.index("--protected-mode") + 1] == "no"
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     assert SERVICES["redis"]["image"] == values["redis"]["bundled"]["image"]
 

@@ -162,6 +162,20 @@ def test_a_few_failures_among_many_calls_and_a_site_without_calls_are_no_alarm(t
     assert fires("BridgeCallsFail", _calls({"error": "0x90", "hangup": "0x90"}), tmp_path, at="35m") == []
 
 
+@pytest.mark.parametrize(
+    ("alert", "counter"),
+    [
+        ("BridgeHandlerErrors", 'bridge_handler_errors_total{event="user_speech"}'),
+        ("BridgeFinishesFail", 'bridge_finishes_total{result="failed"}'),
+    ],
+)
+def test_an_application_that_fails_in_every_call_of_a_site_with_few_is_told(
+    alert: str, counter: str, tmp_path: Path
+) -> None:
+    assert len(fires(alert, [series(counter, ONE_IN_FIVE_MINUTES)], tmp_path, at="35m")) == 1
+    assert fires(alert, [series(counter, "7x90")], tmp_path, at="35m") == []
+
+
 @pytest.mark.parametrize(("accepted", "alarm"), [("0x90", True), ("0+1x90", False)])
 def test_a_token_that_fits_nobody_is_told_and_strangers_at_the_door_of_a_site_with_calls_are_not(
     accepted: str, alarm: bool, tmp_path: Path

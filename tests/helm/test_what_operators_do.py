@@ -258,6 +258,8 @@ async def test_a_cluster_with_ipv6_alone_can_be_served(redis_url: str, tmp_path:
     given = "settings.BRIDGE_HOST=::"
     edge = environment(pods(template(SIMULATED, given))["bridge-edge"], {})
     assert edge["BRIDGE_HOST"] == "::"
+    listens = container(pods(template(SIMULATED, given))["bridge-agent"])["command"]
+    assert listens[listens.index("--host") + 1] == "::"
     async with SimulatedAgent() as agent, Pods(redis_url, agent.url, application(tmp_path)) as running:
         pod = running.begin("edge", BRIDGE_HOST=edge["BRIDGE_HOST"], BRIDGE_PORT=str(free_port()))
         port = (await pod.until_logged("admin port open"))["port"]
