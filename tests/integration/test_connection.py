@@ -6,6 +6,7 @@ import datetime
 import ipaddress
 import logging
 import shutil
+import socket
 import subprocess
 import time
 
@@ -246,6 +247,22 @@ async def test_no_password_where_one_is_needed_is_a_matter_for_the_operator(redi
     redis_server.command("CONFIG", "SET", "requirepass", "pw")
     with pytest.raises(ConfigError, match="password"):
         await connect(redis_server.url, name="pod-1")
+
+
+async def test_a_server_in_protected_mode_is_a_matter_for_the_operator():
+    with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as outward:
+        try:
+            outward.connect(("192.0.2.1", 9))  # sends nothing; says which address of this machine leads out
+        except OSError:
+            pytest.skip("this machine has no other address than its own")
+        address = outward.getsockname()[0]
+    server = EmbeddedRedis(("--bind", f"127.0.0.1 {address}"))
+    server.start_sync()
+    try:
+        with pytest.raises(ConfigError, match=r"^REDIS_URL: .* Set a password for it"):
+            await connect(f"redis://{address}:{server.port}", name="pod-1")
+    finally:
+        server.stop_sync()
 
 
 async def test_nobody_there_is_unavailable_within_the_time_it_has(redis_server, monkeypatch):

@@ -182,6 +182,12 @@ async def _reach(where: Topology, name: str, setting: str) -> list[dict[str, str
                         raise ConfigError(
                             setting, "Redis refused the user name or password", "Put the right ones into the URL"
                         ) from error
+                    if str(error).startswith("DENIED"):
+                        raise ConfigError(
+                            setting,
+                            "this Redis has no password and so answers only clients on its own machine",
+                            "Set a password for it, or protected-mode no",
+                        ) from error
                     if "cluster support disabled" in str(error):
                         raise ConfigError(
                             setting,
