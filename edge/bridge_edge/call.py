@@ -571,7 +571,8 @@ class Call:
         link, now = self.link, self.edge.loop.time()
         if link is None:
             return
-        self._happened(link.tick(now))
+        if events := link.tick(now):
+            self._happened(events)
         self._act()
         self._post(link)
         due = link.deadline()
@@ -606,10 +607,11 @@ class Call:
     def _act(self) -> None:
         if self._playout is None or self.gone or not self._awake():
             return
-        for gap in self._playout.gaps:
-            metrics.underruns.inc()
-            metrics.gap_seconds.observe(gap)
-        self._playout.gaps.clear()
+        if self._playout.gaps:
+            for gap in self._playout.gaps:
+                metrics.underruns.inc()
+                metrics.gap_seconds.observe(gap)
+            self._playout.gaps.clear()
         for action in self._playout.poll(self.edge.loop.time()):
             match action:
                 case Played(turn=turn, heard_ms=heard_ms, state=state):

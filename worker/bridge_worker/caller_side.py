@@ -144,7 +144,8 @@ class CallerSide:
         """Send what is due now and set the timer to the next deadline."""
         now = self._loop.time()
         self._send_speech()
-        self._happened(self._link.tick(now))
+        if events := self._link.tick(now):
+            self._happened(events)
         for pod, frame in self._link.take():
             self._worker.outbox.post(pod, frame)
         due = self._link.deadline()
