@@ -54,11 +54,16 @@ async def lines(bridge: Stage, cid: str, eventually: Eventually) -> list[int]:
     return [ms for ms in known if ms is not None]
 
 
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged of formats that VAIC does not offer."""
+    return [text for text in caplog.messages if text.startswith("play_media_format is not offered")]
+
+
 # ── one call ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_the_agent_speaks_in_16_khz_to_a_caller_who_speaks_in_mu_law(
-    redis_url: str, eventually: Eventually
+    redis_url: str, eventually: Eventually, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with stage(redis_url, bridge=app()) as bridge, wire(bridge.url) as vaic:
         assert (await vaic.begin(supportedMediaFormats=OFFERED))["mediaFormat"] == "raw/mulaw"
@@ -78,6 +83,7 @@ async def test_the_agent_speaks_in_16_khz_to_a_caller_who_speaks_in_mu_law(
         assert bridge.sessions[vaic.cid].media_format == "raw/mulaw"
         assert bridge.events("session_start")[0].media_format == "raw/mulaw"
         assert agent.problems == []
+    assert warnings(caplog) == []
 
 
 async def test_the_chunks_of_a_play_stream_last_as_long_in_its_own_format(redis_url: str) -> None:
@@ -95,7 +101,8 @@ async def test_the_agent_may_speak_in_every_format_of_voiceai_connect(redis_url:
     async with stage(redis_url, bridge=app(token)) as bridge, wire(bridge.url) as vaic:
         assert (await vaic.begin(supportedMediaFormats=list(FORMATS)))["mediaFormat"] == "raw/mulaw"
         agent = await bridge.connection()
-        assert agent.settings["audio"]["input"] == BOTH["input"]
+        output = {"encoding": sound.encoding, "sample_rate": sound.rate, "container": "none"}
+        assert agent.settings["audio"] == {"input": BOTH["input"], "output": output}
         agent.say("Yes.")
         messages = await vaic.until("playStream.stop")
         assert messages[0]["mediaFormat"] == token
@@ -265,14 +272,16 @@ async def test_a_format_that_is_not_offered_leaves_the_callers_and_is_told_once(
             assert messages[0]["mediaFormat"] == "raw/mulaw"
             assert heard(messages) == speech.render_text("Yes.", MULAW)
         await vaic.hang_up()
-    told = [record for record in caplog.records if record.getMessage().startswith("play_media_format is not offered")]
-    assert len(told) == 1
+    assert len(warnings(caplog)) == 1
 
 
-async def test_what_stands_in_the_applications_audio_block_changes_nothing_as_in_the_original(redis_url: str) -> None:
+async def test_what_stands_in_the_applications_audio_block_changes_nothing_as_in_the_original(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     audio = {"output": {"encoding": "linear16", "sample_rate": 16000}}
     bridge = DeepgramBridge(configuration(deepgram_config={**AGENT, "audio": audio}))
     async with stage(redis_url, bridge=bridge) as made, wire(made.url) as vaic:
         await vaic.begin(supportedMediaFormats=OFFERED)
         assert (await made.connection()).settings["audio"] == SAME
         assert (await made.app.calls("read", vaic.cid)).play_format == ""
+    assert warnings(caplog) == []

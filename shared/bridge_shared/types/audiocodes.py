@@ -167,8 +167,9 @@ class BridgeConfig:
         play_media_format: what the agent speaks in, when the caller's side offers it: `raw/lpcm16` lets callers hear a
             voice of 16 kHz while their own audio comes as mu-law. Each play stream names its own format, so the two may
             differ (Bot API reference §2.3). None, or one that is not offered (a warning names those that are): that of
-            the caller's audio, as in the original, which replaces `audio` of `deepgram_config` likewise. Ours. Pods of
-            a release without this field play such calls as noise: set it when none is left.
+            the caller's audio, as in the original, which replaces `audio` of `deepgram_config` likewise. Ours. The edge
+            chooses, so one that runs without this file knows nothing of it. Pods of a release without this field would
+            play such calls as noise: set it when none is left.
     """
 
     deepgram_api_key: str = field(repr=False)
