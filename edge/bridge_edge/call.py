@@ -80,6 +80,8 @@ class Call:
         self._playout: Playout | None = None
         self._inbound: Inbound | None = None
         self._media: Media | None = None
+        self._play: Media | None = None
+        """What the agent's audio is coded in; the caller's is `_media`."""
         self._outgoing = Outgoing(socket, self._written, self._write_failed)
         self.answer: asyncio.Future[str | None] = edge.loop.create_future()
         """What came of the set-up: None = accepted, otherwise the reason for the refusal."""
@@ -286,11 +288,11 @@ class Call:
 
     # ── set-up ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def attach(self, attached: Attached, media_format: str) -> None:
-        """The call is here now: frames from its owner come to this socket."""
+    def attach(self, attached: Attached, media_format: str, play_format: str) -> None:
+        """The call is here now: frames from its owner come to this socket. Empty `play_format`: as the other."""
         now = self.edge.loop.time()
         self.ours = True
-        self._media = media(media_format)
+        self._media, self._play = media(media_format), media(play_format or media_format)
         self.link = Link(
             Side.EDGE,
             self.cid,
@@ -325,14 +327,15 @@ class Call:
             self.send(self.bot.error(why, self.cid or None))
         self.over.set()
 
-    def accept(self, media_format: str, delivery: Delivery | None = None) -> None:
-        """Tell VAIC that its call is taken, and begin to play; `delivery`: the worker's word, for a new call."""
+    def accept(self, media_format: str, play_format: str, delivery: Delivery | None = None) -> None:
+        """Tell VAIC that its call is taken, and begin to play; `delivery`: the worker's word, for a new call. Empty
+        `play_format`: as the other."""
         assert self.link is not None
         settings, now = self.edge.settings, self.edge.loop.time()
-        sound = media(media_format)
-        self._inbound = Inbound(sound)
+        self._inbound = Inbound(media(media_format))
+        self._play = media(play_format or media_format)
         self._playout = Playout(
-            sound,
+            self._play,
             prefix=str(self.link.epoch),
             lead_ms=settings.play_lead_ms,
             chunk_ms=settings.play_chunk_ms,
@@ -422,7 +425,7 @@ class Call:
                         playout.prompt()
                 return self.send(self.bot.activities(body[1]), delivery)
             case Kind.ACCEPT if self._playout is None and self.bot.state == "initiated":
-                self.accept(body[0], delivery)
+                self.accept(body[0], body[1] if len(body) > 1 else "", delivery)
                 metrics.setup_seconds.observe(now - self._began)
                 self.span.set(setup_ms=round((now - self._began) * 1000, 1))
                 if not self.answer.done():
@@ -495,8 +498,10 @@ class Call:
 
     async def _restore(self, epoch: int) -> CallRecord | None:
         """Redis has lost the call: write what is known here; the owner does the same."""
-        assert self._media is not None
+        assert self._media is not None and self._play is not None
         fields = {"state": "active", "bridge": self.bridge, "media_format": self._media.token}
+        if self._play != self._media:
+            fields["play_format"] = self._play.token
         await self.edge.calls.restore(self.cid, fields, edge=self.edge.pod, ee=epoch)
         return await self.edge.calls.read(self.cid)
 
@@ -622,16 +627,16 @@ class Call:
                     pass  # VAIC has ended the call
                 case SendChunk(data=data):
                     if self._outgoing.backlog > BACKLOG_BYTES:
-                        assert self._media is not None
-                        metrics.audio_dropped_ms.labels(where="caller_slow").inc(self._media.ms(len(data)))
+                        assert self._play is not None
+                        metrics.audio_dropped_ms.labels(where="caller_slow").inc(self._play.ms(len(data)))
                     else:
                         self._outgoing.put(self.bot.play_chunk(data), audio=len(data))
                 case StartStream(stream_id=stream_id, turn=turn):
-                    assert self._media is not None
+                    assert self._play is not None
                     if turn == self._turn:
                         metrics.playout_seconds.observe(self.edge.loop.time() - self._turn_came)
                     text = " ".join(self._turn_texts.pop(turn, ())) or None
-                    self.send(self.bot.play_start(stream_id, self._media.token, text))
+                    self.send(self.bot.play_start(stream_id, self._play.token, text))
                 case StopStream():
                     self.send(self.bot.play_stop())
 

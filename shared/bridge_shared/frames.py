@@ -39,7 +39,7 @@ class Kind(IntEnum):
     END = 21  # [reason_code, reason]
     REPLAY = 22  # [ms | "ask", [entry, text]?]
 
-    ACCEPT = 32  # [format]
+    ACCEPT = 32  # [format, format of play streams?]; without the latter it is the same
     REFUSE = 33  # [reason]
     DOWN = 34  # [turn, bytes]           agent audio
     TURNEND = 35  # [turn]

@@ -362,7 +362,7 @@ class CallerSide:
     async def _restore(self) -> None:
         """Redis has lost the call: write what is known here, the transcript too; the edge does the same."""
         log.warning("the call's state is lost in Redis, writing it again", cid=self.cid)
-        known = ("bridge", "caller", "bot", "media_format", "created_ms", "active_ms", "start")
+        known = ("bridge", "caller", "bot", "media_format", "play_format", "created_ms", "active_ms", "start")
         fields: dict[str, Any] = {name: self._c.record.raw[name] for name in known if name in self._c.record.raw}
         fields |= {"state": "active", "session_id": self._c.session.session_id}
         fields |= self._c.kept
