@@ -121,6 +121,8 @@ class Call:
         self.cid = ""
         self.ours = False
         """This socket has created the call, or is attached to it."""
+        self._live = False
+        """The call was accepted, here or at a former socket: to lose this one does not end it."""
         self.span = tracing.NOTHING
         """From then on, until the socket is done with."""
         self._ended_as: tuple[str, str] | None = None
@@ -170,6 +172,8 @@ class Call:
                 # only what it confirms is of use here; the rest is for the next edge, to be sent again
                 frame = frame._replace(seq=0, kind=Kind.ACK, body=[])
             self._happened(self.link.receive(sender, frame, self.edge.loop.time()))
+            if self._playout is None and self.link.connected:
+                self.go_on()
             self._progress.set()
             self.pump()
 
@@ -288,10 +292,11 @@ class Call:
 
     # ── set-up ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def attach(self, attached: Attached, media_format: str, play_format: str) -> None:
-        """The call is here now: frames from its owner come to this socket. Empty `play_format`: as the other."""
+    def attach(self, attached: Attached, media_format: str, play_format: str, *, live: bool = False) -> None:
+        """The call is here now: frames from its owner come to this socket. Empty `play_format`: as the other. `live`: it
+        has been accepted before."""
         now = self.edge.loop.time()
-        self.ours = True
+        self.ours, self._live = True, live
         self._media, self._play = media(media_format), media(play_format or media_format)
         self.link = Link(
             Side.EDGE,
@@ -331,6 +336,7 @@ class Call:
         """Tell VAIC that its call is taken, and begin to play; `delivery`: the worker's word, for a new call. Empty
         `play_format`: as the other."""
         assert self.link is not None
+        self._live = True
         settings, now = self.edge.settings, self.edge.loop.time()
         self._inbound = Inbound(media(media_format))
         self._play = media(play_format or media_format)
@@ -348,6 +354,18 @@ class Call:
             self._heard_from_vaic(event)
         for acknowledgement in self.bot.owed():  # of what was skipped because it was too much
             self.send(acknowledgement)
+
+    def go_on(self) -> None:
+        """Tell VAIC, and the owner, that a live call is here now; nothing if that was done or is of no use any more.
+
+        With the first frame of its owner, and before what that frame says: from then on the owner sends to no other
+        edge.
+        """
+        waits = self._live and self._playout is None and self.bot.state == "initiated"
+        if waits and not (self.gone or self.over.is_set()) and self._awake():
+            assert self._media is not None and self._play is not None
+            self.accept(self._media.token, self._play.token)
+            self.tell(Kind.BACK, [])
 
     # ── from the worker ────────────────────────────────────────────────────────────────────────────────
 
@@ -395,6 +413,8 @@ class Call:
 
     def _deliver(self, delivery: Delivery) -> None:
         now, body = self.edge.loop.time(), delivery.body
+        if self._playout is None:
+            self.go_on()
         playout, link = self._playout, self.link
         assert link is not None
         if self.bot.state == "ended" and delivery.kind in _FOR_VAIC:  # it crossed VAIC's session.end
@@ -472,7 +492,7 @@ class Call:
                 doubtful = self._doubtful
                 try:
                     record = await self.edge.calls.read(self.cid)
-                    if self._playout is not None and (record is None or record.ee < self.link.epoch):
+                    if self._live and (record is None or record.ee < self.link.epoch):
                         record = await self._restore(self.link.epoch)
                 except BridgeError as error:
                     log.debug("state of the call cannot be read now", cid=self.cid, error=str(error))
@@ -485,7 +505,7 @@ class Call:
         finally:
             self._rereading = False
         self._doubtful = False
-        if record is None and self._playout is None:  # Redis was emptied while the call was being set up
+        if record is None and not self._live:  # Redis was emptied while the call was being set up
             return self.give_up("The bridge lost the call while it was set up")
         if record is None or record.ee > self.link.epoch:
             log.debug("the call is no longer here", cid=self.cid)
@@ -528,7 +548,7 @@ class Call:
         self.ends("socket_lost")
         if not self.answer.done():
             self.answer.set_result("abandoned")
-        if self._playout is not None:
+        if self._live:
             log.warning("the caller's connection is lost, VAIC may resume the call", cid=self.cid)
             self.tell(Kind.LOST, [])
         elif self.link is not None:

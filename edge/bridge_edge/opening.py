@@ -26,6 +26,10 @@ OFFER_AGAIN_SECONDS = 0.5
 LOOK_SECONDS, LOOK_AGAIN_SECONDS = 2.0, 0.1
 """A call to be resumed is looked for this long: Redis may have been emptied, and its owner is putting it back."""
 
+OWNER_SECONDS = 0.2
+"""A caller who comes back waits so long at most for the owner to know it; until then the owner sends to the former
+edge, which may not know either that VAIC has left."""
+
 
 async def set_up(call: Call, initiate: vaic.Initiate) -> None:
     """Place a new call; it is accepted or refused when this returns. Cancelling it leaves that to whoever cancels."""
@@ -114,13 +118,15 @@ async def _go_on(call: Call, bridge: str) -> None:
         epoch=attached.ee,
         former_edge=attached.former_edge,
     )
-    call.attach(attached, record.media_format, record.play_format)
-    if record.state == "active":
-        call.accept(record.media_format, record.play_format)
-        call.tell(Kind.LOST if call.gone else Kind.BACK, [])
-        call.pump()
-    else:
-        await _accepted_by(call, call.edge.loop.time() + call.edge.settings.accept_timeout, bridge)
+    call.attach(attached, record.media_format, record.play_format, live=record.state == "active")
+    if record.state != "active":
+        return await _accepted_by(call, call.edge.loop.time() + call.edge.settings.accept_timeout, bridge)
+    if call.gone:
+        call.tell(Kind.LOST, [])
+    elif attached.we and not call.edge.dead(attached.owner):
+        await call.within(OWNER_SECONDS, lambda: call.gone or call.bot.state != "initiated")
+    call.go_on()
+    call.pump()
 
 
 def _formats(record: CallRecord) -> set[str]:
