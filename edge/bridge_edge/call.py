@@ -293,8 +293,10 @@ class Call:
     # ── set-up ─────────────────────────────────────────────────────────────────────────────────────────
 
     def attach(self, attached: Attached, media_format: str, play_format: str, *, live: bool = False) -> None:
-        """The call is here now: frames from its owner come to this socket. Empty `play_format`: as the other. `live`: it
-        has been accepted before."""
+        """The call is here now: frames from its owner come to this socket. Empty `play_format`: as the other.
+
+        `live`: it has been accepted before.
+        """
         now = self.edge.loop.time()
         self.ours, self._live = True, live
         self._media, self._play = media(media_format), media(play_format or media_format)
