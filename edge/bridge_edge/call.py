@@ -140,7 +140,7 @@ class Call:
                 await self.over.wait()
                 reader.cancel()
                 if self._flooded:
-                    await self.refuse("More messages came than the agent's side takes")
+                    await self.refuse("flooded", "More messages came than the agent's side takes")
                 await self.within(LAST_FRAMES_SECONDS, lambda: self._outgoing.empty)  # VAIC has what we sent
                 writer.cancel()
         finally:
@@ -316,11 +316,12 @@ class Call:
             self.link.open(now, "attached")
         self.pump()
 
-    async def refuse(self, why: str, *, end: str = "error") -> None:
-        """Tell VAIC why there will be no call, and let go of it.
+    async def refuse(self, reason: str, why: str, *, end: str = "error") -> None:
+        """Tell VAIC why there will be no call, or no more of it, let go of it, and count it by `reason`.
 
         The call in Redis is ended first with the reason `end`, unless that is empty.
         """
+        metrics.calls_refused.labels(reason=reason).inc()
         if end:
             await self.end_in_redis(end, why)
         log.info("call refused", cid=self.cid, why=why)

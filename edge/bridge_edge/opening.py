@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from bridge_shared import logs, metrics, tracing
+from bridge_shared import logs, tracing
 from bridge_shared.errors import BridgeError
 from bridge_shared.frames import Kind
 from bridge_shared.protocol import audiocodes as vaic
@@ -35,7 +35,7 @@ async def set_up(call: Call, initiate: vaic.Initiate) -> None:
     """Place a new call; it is accepted or refused when this returns. Cancelling it leaves that to whoever cancels."""
     cid, began_ns = initiate.conversation_id, tracing.now_ns()
     if not initiate.valid_id:
-        return await call.refuse("conversationId must be 1-128 characters of A-Z a-z 0-9 . _ -", end="")
+        return await call.refuse("conversation", "conversationId must be 1-128 characters of A-Z a-z 0-9 . _ -", end="")
     call.cid = cid
     if call.on_call is not None:
         call.on_call(cid)
@@ -52,27 +52,27 @@ async def set_up(call: Call, initiate: vaic.Initiate) -> None:
     try:
         bridge = call.bridge = fields["bridge"] = await call.edge.bridge(call.door, call.socket)
         if not bridge:
-            return await call.refuse("No worker serves this path", end="")
+            return await call.refuse("no_worker", "No worker serves this path", end="")
         if call.edge.full:
-            metrics.calls_refused.labels(reason="edge_full").inc()
-            return await call.refuse("This bridge is at its capacity", end="")
+            return await call.refuse("edge_full", "This bridge is at its capacity", end="")
         why = call.edge.refusal(bridge)
         if why is not None and await call.edge.calls.read(cid) is None:  # a live call may come back
-            metrics.calls_refused.labels(reason="no_room").inc()
-            return await call.refuse(why, end="")
+            return await call.refuse("no_room", why, end="")
         attached = await call.edge.calls.attach(cid, edge=call.edge.pod, new=fields)
         call.ours = attached.status == "created"
         if attached.status == "live" and call.edge.deserted(attached.record):
             if attached.record is None or not _formats(attached.record) <= set(offered):
-                return await call.refuse("The conversation is live in another media format", end="")
+                return await call.refuse("format", "The conversation is live in another media format", end="")
             return await _go_on(call, bridge)
         if attached.status != "created":
-            return await call.refuse(f"Conversation {cid} is {attached.status} already", end="")
+            return await call.refuse("conversation", f"Conversation {cid} is {attached.status} already", end="")
         call.span = call.edge.tracing.call(cid, began_ns, bridge=bridge, media_format=chosen or "", epoch=attached.ee)
         if not initiate.expect_audio:
-            return await call.refuse("This bot speaks; it needs expectAudioMessages (directTTS)", end="hangup")
+            return await call.refuse(
+                "format", "This bot speaks; it needs expectAudioMessages (directTTS)", end="hangup"
+            )
         if chosen is None:
-            return await call.refuse("No common media format", end="hangup")
+            return await call.refuse("format", "No common media format", end="hangup")
         if wanted is not None and play is None:
             log.warning(
                 "play_media_format is not offered by VAIC: the agent speaks in the caller's format; choose another",
@@ -84,21 +84,21 @@ async def set_up(call: Call, initiate: vaic.Initiate) -> None:
         await _accepted_by(call, deadline, bridge)
     except BridgeError as error:
         log.warning("call could not be set up", cid=cid, error=str(error))
-        await call.refuse("The bridge cannot take calls at the moment")
+        await call.refuse("redis", "The bridge cannot take calls at the moment")
 
 
 async def resume(call: Call, asked: vaic.Resume) -> None:
     """Go on with a live call; it is attached or refused when this returns. Cancelling it as for `set_up`."""
     cid = asked.conversation_id
     if not asked.valid_id:
-        return await call.refuse("Unknown conversation", end="")
+        return await call.refuse("not_found", "Unknown conversation", end="")
     call.cid = cid
     try:
         call.bridge = await call.edge.bridge(call.door, call.socket)
         await _go_on(call, call.bridge)
     except BridgeError as error:
         log.warning("call could not be resumed", cid=cid, error=str(error))
-        await call.refuse("The bridge cannot take calls at the moment", end="")
+        await call.refuse("redis", "The bridge cannot take calls at the moment", end="")
 
 
 async def _go_on(call: Call, bridge: str) -> None:
@@ -106,10 +106,10 @@ async def _go_on(call: Call, bridge: str) -> None:
     calls, missing = call.edge.calls, "Conversation not found"
     record = await _look(call)
     if record is None or record.bridge != bridge:  # looked at first: attaching takes it from its present edge
-        return await call.refuse(missing, end="")
+        return await call.refuse("not_found", missing, end="")
     attached = await calls.attach(call.cid, edge=call.edge.pod, new=None)
     if attached.status != "attached" or (record := attached.record) is None:
-        return await call.refuse(missing, end="")
+        return await call.refuse("not_found", missing, end="")
     call.span = call.edge.tracing.part(
         "attachment",
         call.cid,
@@ -162,9 +162,7 @@ async def _accepted_by(call: Call, deadline: float, bridge: str) -> None:
         return  # whoever noticed that ends the call
     if not call.answer.done():
         reason = "The agent is not ready in time" if call.link.connected else "No worker is free to take the call"
-        metrics.calls_refused.labels(reason="agent_slow" if call.link.connected else "no_worker").inc()
-        await call.refuse(reason)
+        await call.refuse("agent_slow" if call.link.connected else "no_worker", reason)
     elif (refusal := call.answer.result()) is not None:
-        metrics.calls_refused.labels(reason="agent").inc()
         call.ends("refused", tracing.word(refusal))  # the rest is what others say
-        await call.refuse(refusal)
+        await call.refuse("agent", refusal)

@@ -36,7 +36,7 @@ async def _fail_over(call: Call, why: str) -> None:
     """Nobody goes on with the call: transfer the caller to the failover target if there is one, or say why not."""
     settings = call.edge.settings
     if settings.failover_target is None or call.gone or call.bot.state != "accepted":
-        return await call.refuse(why)
+        return await call.refuse("orphaned", why)
     log.warning("no worker goes on with the call, transferring it", cid=call.cid)
     await call.end_in_redis("error", why)
     parameters = {"transferTarget": settings.failover_target}

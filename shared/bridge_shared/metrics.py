@@ -4,7 +4,7 @@
 |---|---|---|
 | `calls_live` (role) | `bridge_calls_live` | calls whose caller (edge) or agent (worker) this pod holds now |
 | `calls_total` (outcome) | `bridge_calls_total` | ended calls, by the reason given to `session_end` |
-| `calls_refused` (reason) | `bridge_calls_refused_total` | calls answered with an error instead of an agent |
+| `calls_refused` (reason) | `bridge_calls_refused_total` | answered with an error, or broken off by the edge |
 | `setup_seconds` | `bridge_setup_seconds` | from `session.initiate` to `session.accepted` |
 | `turn_seconds` (until) | `bridge_turn_seconds` | what the agent understood, to its answer's `text`, `audio`, `heard` |
 | `calls_by_state` (state) | `bridge_calls_by_state` | calls at this worker: `offered`, `active`, `ending` |
@@ -148,7 +148,7 @@ for _counted, _words in (
     (
         calls_refused,
         (
-            *("edge_full", "no_room", "no_worker", "agent", "agent_slow"),
+            *("edge_full", "no_room", "no_worker", "orphaned", "redis", "format", "agent", "agent_slow"),
             *("token", "no_keys", "authenticate", "authenticate_failed", "path"),
         ),
     ),

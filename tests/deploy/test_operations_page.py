@@ -85,6 +85,15 @@ async def test_a_refused_upgrade_is_counted_by_its_status_which_the_runbook_expl
     assert "`http_429`" in (ROOT / "deploy" / "README.md").read_text()
 
 
+async def test_a_call_that_redis_keeps_out_is_counted_as_refused(redis_server: RedisServer, tmp_path: Path) -> None:
+    async with SimulatedAgent() as agent, Pods(redis_server.url, agent.url, application(tmp_path)) as pods:
+        edge, _ = await pods.edge(), await pods.worker()
+        redis_server.command("CONFIG", "SET", "maxmemory", "1")  # full
+        assert (await SimulatedCall(edge.url, CallPlan()).run()).problem is not None
+        redis_server.command("CONFIG", "SET", "maxmemory", "0")
+        assert 'bridge_calls_refused_total{reason="redis"} 1.0' in edge.get("/metrics")[1]
+
+
 def test_nobody_outside_makes_up_labels_of_the_agent_errors() -> None:
     count(AgentFailed("MADE_UP_4711", "by whoever answers at DEEPGRAM_URL", retryable=False))
     count(AgentFailed("FAILED_TO_THINK", "as published", retryable=True))

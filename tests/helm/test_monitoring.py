@@ -113,7 +113,7 @@ def _refusals() -> set[str]:
             said: list[ast.expr] = []
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
                 name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
-                if name in ("refused", "_drop"):
+                if name in ("refused", "refuse", "_drop"):
                     said = node.args[:1]
                 elif name == "labels" and "calls_refused" in ast.unparse(node.func):
                     said = [keyword.value for keyword in node.keywords] + node.args

@@ -160,7 +160,9 @@ def test_what_the_api_server_would_refuse_is_refused_before_and_named(setting: s
 
 
 def test_an_application_may_have_variables_for_a_redis_of_its_own_but_not_those_of_the_bridge() -> None:
-    worker = pods(template(SIMULATED, "app.env[0].name=REDIS_CACHE_URL,app.env[0].value=redis://cache"))["bridge-worker"]
+    worker = pods(template(SIMULATED, "app.env[0].name=REDIS_CACHE_URL,app.env[0].value=redis://cache"))[
+        "bridge-worker"
+    ]
     assert environment(worker, {})["REDIS_CACHE_URL"] == "redis://cache"
     for name in ("REDIS_URL", "REDIS_PASSWORD", "AC_TOKEN", "BRIDGE_ANYTHING"):
         assert "/app/env/0/name" in refusal(f"app.env[0].name={name},app.env[0].value=x")
