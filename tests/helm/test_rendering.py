@@ -347,6 +347,14 @@ def test_pods_are_added_at_seventy_per_cent_and_taken_away_one_at_a_time() -> No
     assert down["policies"][0]["periodSeconds"] > grace
 
 
+def test_a_test_that_failed_stays_for_its_logs_until_the_next_and_one_that_passed_goes() -> None:
+    hooks = [o for o in template() if "helm.sh/hook" in o["metadata"].get("annotations", {})]
+    assert sorted(o["kind"] for o in hooks) == ["ConfigMap", "Pod"]
+    for o in hooks:
+        policy = o["metadata"]["annotations"]["helm.sh/hook-delete-policy"]
+        assert set(policy.split(",")) == {"before-hook-creation", "hook-succeeded"}
+
+
 def test_calls_may_last_two_hours_through_ingress_and_gateway() -> None:
     objects = template(file("ingress"))
     ingress = named(objects, "Ingress", "bridge-edge")
