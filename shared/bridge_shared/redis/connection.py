@@ -114,8 +114,7 @@ class Server:
                 all_facts = [await _facts(self._topology, place, f"{self._name}:memory") for place in places]
         except TimeoutError as error:
             raise RedisUnavailable(f"Redis did not say within {REACH_SECONDS} s how full it is") from error
-        limits = [(int(facts.get("used_memory", 0)), int(facts.get("maxmemory", 0))) for facts in all_facts]
-        return max((used / limit for used, limit in limits if limit), default=None)
+        return max((share for facts in all_facts if (share := _memory_used(facts)) is not None), default=None)
 
     async def blocking(self, *args: str | bytes | int, seconds: float) -> Any:
         """One command that blocks in the server for up to `seconds`, on a connection made for it.
@@ -220,6 +219,12 @@ async def _facts(where: Topology, place: Place, name: str) -> dict[str, str]:
     finally:
         await wire.close()
     return facts
+
+
+def _memory_used(facts: dict[str, str]) -> float | None:
+    used, limit = facts.get("used_memory", ""), facts.get("maxmemory", "")
+    # Hosted services leave lines out, or put words there.
+    return int(used) / int(limit) if used.isdecimal() and limit.isdecimal() and int(limit) else None
 
 
 def _check(facts: dict[str, str], setting: str, *, cluster: bool = False) -> None:
