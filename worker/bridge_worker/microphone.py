@@ -23,7 +23,8 @@ LONGEST_SILENCE_SECONDS = 1.0
 """After a stall of ours the missed silence is not made up for."""
 
 AHEAD_SECONDS = 1.0
-"""What the agent may have beyond what it has taken in: VAIC keeps nearly as much until its stream is open."""
+"""What the agent may have, audio and silence, beyond what it has taken in: VAIC keeps nearly as much until its stream
+is open."""
 
 INTAKE = 1.25
 """Deepgram takes in speech at most so many times as fast as it is spoken (§5.2)."""
@@ -83,6 +84,7 @@ class Microphone:
             self._covered_until = max(self._covered_until, now - seconds) + seconds
             pieces.append(data)
         if silence := self._silence(now):
+            self._ahead += self._media.ms(len(silence)) / 1000
             pieces.append(silence)
         return pieces
 
