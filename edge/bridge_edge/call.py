@@ -110,6 +110,8 @@ class Call:
         self._turn: Turn = (0, 0)
         """The latest turn of which audio came; its first piece at `_turn_came`."""
         self._turn_came = 0.0
+        self._streamed: Turn = (0, 0)
+        """Whose play stream was opened last."""
         self._turn_texts: dict[Turn, list[str]] = {}
         """What the agent says in turns whose play stream is not open yet."""
         self._bad: dict[str, int] = {}
@@ -251,6 +253,7 @@ class Call:
                 self.ended_by_peer = True
                 self.ends("session_end", tracing.word(code or ""))
                 if self._playout is not None and self._turn > (0, 0):
+                    self._playout.unsent(self._outgoing.drop_audio(self._turn))
                     self._playout.cut(self._turn, self.edge.loop.time())
                     self._act()
                 self._tasks.create_task(self._end(code, reason))
@@ -272,7 +275,9 @@ class Call:
             case {"name": "playUrlFailed"}:
                 self._playout.prompt_failed()
             case {"name": "playFinished", "value": {"playedDurationMS": int() | float() as played_ms, **value}}:
-                self._playout.vaic_played(played_ms, str(value.get("status")), self.edge.loop.time())
+                ended = self._playout.vaic_played(played_ms, str(value.get("status")), self.edge.loop.time())
+                if ended is not None:
+                    self._outgoing.drop_audio(ended)
         self._activities += 1
         self.tell(Kind.ACTIVITY, [[self.link.epoch, self._activities], activity])
 
@@ -406,8 +411,9 @@ class Call:
             case Kind.TURNEND if playout:
                 playout.end(tuple(body[0]))
             case Kind.CUT if playout:
-                playout.unsent(self._outgoing.drop_audio())
-                playout.cut(tuple(body[0]), now)
+                turn = (body[0][0], body[0][1])
+                playout.unsent(self._outgoing.drop_audio(turn))
+                playout.cut(turn, now)
                 self._turn_texts = {turn: texts for turn, texts in self._turn_texts.items() if playout.expects(turn)}
                 metrics.cuts.inc()
                 if self.edge.settings.abort_prompts:
@@ -623,9 +629,10 @@ class Call:
                         assert self._media is not None
                         metrics.audio_dropped_ms.labels(where="caller_slow").inc(self._media.ms(len(data)))
                     else:
-                        self._outgoing.put(self.bot.play_chunk(data), audio=len(data))
+                        self._outgoing.put(self.bot.play_chunk(data), audio=len(data), turn=self._streamed)
                 case StartStream(stream_id=stream_id, turn=turn):
                     assert self._media is not None
+                    self._streamed = turn
                     if turn == self._turn:
                         metrics.playout_seconds.observe(self.edge.loop.time() - self._turn_came)
                     text = " ".join(self._turn_texts.pop(turn, ())) or None

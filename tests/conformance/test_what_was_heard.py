@@ -4,13 +4,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+
+from bridge_shared import config
 from bridge_shared.protocol.media import media
 from bridge_shared.redis.calls import Line
-from bridge_sim.agent import AgentScript
+from bridge_sim.agent import AgentScript, SimulatedAgent
 from bridge_sim.caller import SimulatedCall
 from bridge_sim.plan import CallPlan
+from deepgram_audiocodes_bridge import DeepgramBridge, Session
+from deepgram_audiocodes_bridge.process import command
+from harness import configuration
+from puppet import caller_said, sound, turn
+from sdk import Notes
 from telephone import Stage, Wire, heard, stage, wire
 
 MULAW = media("raw/mulaw")
@@ -78,6 +88,70 @@ async def test_an_answer_that_vaic_broke_off_itself_is_not_sent_any_further(redi
         assert lines[0].interrupted
         agent.say("agent_welcome")  # the next one is heard again
         assert (await vaic.until("playStream.start"))[-1]["streamId"]
+
+
+class SlowSocket:
+    """A socket of an application's own that takes nothing while it is held up."""
+
+    def __init__(self, socket: ServerConnection) -> None:
+        self._socket = socket
+        self.free = asyncio.Event()
+        self.free.set()
+
+    async def __aiter__(self) -> AsyncIterator[str | bytes]:
+        async for message in self._socket:
+            yield message
+
+    async def send(self, message: str) -> None:
+        await self.free.wait()
+        await self._socket.send(message)
+
+    async def close(self) -> None:
+        await self._socket.close()
+
+
+@pytest.mark.parametrize("by_the_play_clock", ["in the middle of it", "over"])
+async def test_speech_that_vaic_broke_off_is_not_sent_behind_a_slow_socket_and_what_follows_is(
+    redis_url: str, by_the_play_clock: str
+) -> None:
+    bridge = DeepgramBridge(configuration())
+    notes = Notes(bridge, "activity", "agent_audio_done", "turn_timing")
+    sockets: list[SlowSocket] = []
+
+    async def route(socket: ServerConnection) -> None:
+        sockets.append(SlowSocket(socket))
+        await Session.serve(sockets[0], bridge)
+
+    async with (
+        SimulatedAgent(AgentScript(think_s=0)) as agents,
+        serve(route, "127.0.0.1", 0, close_timeout=1) as server,
+    ):
+        command(config.load(redis_url=redis_url, deepgram_url=agents.url, host="127.0.0.1", lost_seconds=1.0))
+        port = server.sockets[0].getsockname()[1]
+        async with wire(f"ws://127.0.0.1:{port}") as vaic:
+            await vaic.begin()
+            await notes.wait("activity")
+            agent = agents.connections[0]
+            sockets[0].free.clear()
+            await caller_said(agent, "Hello?")
+            if by_the_play_clock == "over":
+                await turn(agent, "One.", sound(500))
+                await notes.wait("agent_audio_done")
+                await turn(agent, "Two.", sound(300, 0x22))
+                await notes.wait("agent_audio_done", 2)
+            else:
+                await turn(agent, "One.", sound(3000))
+                await notes.wait("turn_timing")  # a quarter of a second is heard
+            await vaic.send(vaic.activity("playFinished", value={"playedDurationMS": 40, "status": "interrupted"}))
+            await notes.wait("activity", 2)
+            if by_the_play_clock == "in the middle of it":
+                await notes.wait("agent_audio_done")
+                await turn(agent, "Two.", sound(300, 0x22))
+                await notes.wait("agent_audio_done", 2)
+            sockets[0].free.set()
+            got = [*await vaic.until("playStream.stop"), *await vaic.until("playStream.stop")]
+            assert heard(got) == sound(300, 0x22)
+            await vaic.hang_up()
 
 
 async def test_a_report_about_a_prompt_of_vaics_own_changes_nothing(redis_url: str) -> None:
