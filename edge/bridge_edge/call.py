@@ -104,6 +104,7 @@ class Call:
         self._speech_open = False
         self._speech_began = 0.0
         self._stream_open = False
+        self._others_logged = False
         self.bridge = ""
         self._search: asyncio.Task[None] | None = None
         """For a new owner."""
@@ -229,20 +230,25 @@ class Call:
                 self._skipped("too_many", "messages before session.accepted")
             return
         match event:
-            case vaic.UserAudio(data=data):
-                self._caller_audio(data)
+            case vaic.UserAudio(data=data, participant=participant):
+                if participant == self.bot.speaker:
+                    self._caller_audio(data)
+                else:
+                    self._other_audio(data)
             case vaic.ActivityReceived(activity=activity):
                 self._activity(activity)
             case vaic.UserStreamStarted(participant=participant):
                 assert self._inbound is not None
                 self.send(self.bot.stream_started())
-                self._inbound.restart()
-                self._stream_open = True
-                self.tell(Kind.USTREAM, [True, participant])
+                if participant == self.bot.speaker:
+                    self._inbound.restart()
+                    self._stream_open = True
+                    self.tell(Kind.USTREAM, [True, participant])
             case vaic.UserStreamStopped(participant=participant):
                 self.send(self.bot.stream_stopped())
-                self._stream_open = False
-                self.tell(Kind.USTREAM, [False, participant])
+                if participant == self.bot.speaker:
+                    self._stream_open = False
+                    self.tell(Kind.USTREAM, [False, participant])
             case vaic.Validate():
                 self.send(self.bot.validated())
             case vaic.Initiate():
@@ -264,6 +270,17 @@ class Call:
         assert self._inbound is not None and self.link is not None
         if samples := self._inbound.feed(data):
             self.link.send_audio(Kind.UP, [samples], len(samples), self.edge.loop.time())
+
+    def _other_audio(self, data: bytes) -> None:
+        """Of somebody beside the caller (agent-assist): two voices in turn in one stream would be none at twice the
+        speed."""
+        assert self._media is not None
+        metrics.audio_dropped_ms.labels(where="other_participant").inc(self._media.ms(len(data)))
+        if not self._others_logged:
+            self._others_logged = True
+            log.warning(
+                "a second participant is not heard by the agent; the application need not ask for it", cid=self.cid
+            )
 
     def _activity(self, activity: dict[str, Any]) -> None:
         assert self._playout is not None and self.link is not None
