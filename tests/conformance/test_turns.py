@@ -123,3 +123,52 @@ async def test_audio_of_a_cut_turn_that_comes_behind_its_agent_audio_done_is_not
         await speaks(agent, sound(400, 0x22))
         await vaic.until("userStream.speech.started")
         assert heard(await messages_for(vaic, 1.5)) == b""
+
+
+async def test_the_rest_of_a_turn_at_another_edge_has_the_text_of_what_was_not_heard(redis_url: str) -> None:
+    async with stage(redis_url) as bridge:
+        async with wire(bridge.url) as vaic:
+            await vaic.begin()
+            agent = await bridge.connection()
+            await says(agent, "First.")
+            await speaks(agent, sound(400))
+            await says(agent, "Second.")
+            await speaks(agent, sound(4000))
+            await says(agent, "Third.")
+            await done(agent)
+            got: list[dict[str, Any]] = []
+            while len(heard(got)) < MULAW.nbytes(1500):
+                got.append(await vaic.next())
+            await vaic.drop()
+        async with wire(bridge.url, vaic.cid) as again:
+            await again.resume()
+            await again.expect("session.accepted")
+            assert (await again.expect("playStream.start"))["altText"] == "Second. Third."
+
+
+async def test_what_a_new_agent_says_again_has_its_text_at_another_edge_too_and_counts_as_heard_when_it_was(
+    redis_url: str, eventually: Any
+) -> None:
+    async with stage(redis_url) as bridge:
+        async with wire(bridge.url) as vaic:
+            await vaic.begin()
+            agent = await bridge.connection()
+            await says(agent, "Your parcel is here.")
+            await speaks(agent, sound(200))
+            await vaic.until("playStream.chunk")
+            agent.drop()
+            start = await vaic.until("playStream.start")
+            assert start[-1]["altText"] == "Your parcel is here."
+            await vaic.until("playStream.chunk")
+            await vaic.drop()
+        async with wire(bridge.url, vaic.cid) as again:
+            await again.resume()
+            await again.expect("session.accepted")
+            assert (await again.expect("playStream.start"))["altText"] == "Your parcel is here."
+            await again.until("playStream.stop")
+
+            async def whole() -> bool:
+                (line,) = await bridge.app.calls("transcript", vaic.cid)
+                return not line.interrupted
+
+            await eventually(whole)

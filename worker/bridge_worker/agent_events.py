@@ -20,7 +20,7 @@ from bridge_shared.types import deepgram as types
 from bridge_shared.types import extra
 from bridge_worker.functions import Record
 from bridge_worker.recovery import CHARACTERS_PER_SECOND, Echo, Recovery, recover
-from bridge_worker.speech import LineHeard, TurnOver
+from bridge_worker.speech import GoesOn, LineHeard, TurnOver
 
 if TYPE_CHECKING:
     from bridge_worker.conversation import Conversation
@@ -46,6 +46,8 @@ class AgentEvents:
         self._again: tuple[str, ...] = ()
         """The entries of which the rest is said again, in the turn `_again_turn`."""
         self._again_turn: tuple[int, int] | None = None
+        self._again_texts: list[str] = []
+        """What of it the agent has begun to say."""
         self._broken: dict[str, LineHeard] = {}
         """The lines in the middle of which an agent was lost."""
         for line in said:
@@ -157,7 +159,7 @@ class AgentEvents:
         waiting = functions.open_calls(lines, caller_speaks=caller_speaks)
         recovery = recover(lines, functions.history(), caller_speaks=caller_speaks, call_open=bool(waiting))
         self._echo, self._agent_echo = Echo(recovery.caller_says), Echo(recovery.agent_says)
-        self._again, self._again_turn = recovery.again, None
+        self._again, self._again_turn, self._again_texts = recovery.again, None, []
         return recovery, waiting
 
     def taken_over(self, why: str) -> None:
@@ -203,6 +205,15 @@ class AgentEvents:
             self._again, self._again_turn = (), None
         return self.heard(lines)
 
+    def goes_on(self, rest: GoesOn) -> str:
+        """The rest of a turn is played at another edge; returns the text of what is not heard to its end."""
+        texts = []
+        if rest.former == self._again_turn:
+            self._again_turn = rest.turn
+            texts += self._again_texts
+        contents = {entry: fields["content"] for entry, fields in self._c.lines.lines}
+        return " ".join([*texts, *(contents[entry] for entry in rest.entries if entry in contents)])
+
     def agent_gone(self) -> None:
         """The agent is lost, maybe in the middle of a line: by the usual speed of speech, what has come is not all."""
         unfinished = self._c.speech.unfinished
@@ -241,6 +252,7 @@ class AgentEvents:
         c.injections.said("assistant", content)
         if self._agent_echo.takes(content):  # what the caller had not heard, said again
             self._again_turn = turn = c.speech.begin()
+            self._again_texts.append(content)
             c.caller.tell(Kind.SPEECH, ["agent", content, list(turn)])
             return
         if c.speech.unwanted(c.loop.time()):  # VAIC broke this answer off
