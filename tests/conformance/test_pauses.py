@@ -14,7 +14,7 @@ from bridge_sim.plan import CallPlan
 from bridge_worker.speech import GATE_SECONDS, STILL_SECONDS, Speech, Turn
 from deepgram_audiocodes_bridge import DeepgramBridge
 from harness import configuration, running
-from puppet import MULAW, caller_said, done, says, sound, speaks
+from puppet import MULAW, caller_said, done, says, sound, speaks, turn
 from sdk import Notes, Peer, played_agent
 from telephone import heard, messages_for, stage, types, wire
 
@@ -264,6 +264,50 @@ async def test_an_agent_that_falls_silent_in_mid_sentence_and_is_lost_then_is_fo
         await messages_for(vaic, 2.5)
         agent.drop()
         await (await bridge.connection(1)).wait_for(lambda connection: ("assistant", rest) in connection.texts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["its end", "another line", "the caller's word"])
+async def test_a_line_in_which_the_agent_is_still_counts_as_interrupted_until_it_is_known_to_be_whole(
+    redis_url: str, eventually: Any, what: str
+) -> None:
+    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        agent = await bridge.connection()
+
+        async def stored(interrupted: bool) -> bool:
+            lines = await bridge.app.calls("transcript", vaic.cid)
+            return [(line.heard_ms, line.interrupted) for line in lines[:1]] == [(500, interrupted)]
+
+        await says(agent, "It is in transit, as far as I can see.")
+        await speaks(agent, sound(500))
+        await eventually(lambda: stored(True))
+        match what:
+            case "its end":
+                await done(agent)
+            case "another line":
+                await says(agent, "Anything else?")
+            case "the caller's word":
+                await agent.send_json({"type": "UserStartedSpeaking"})
+                await done(agent)  # of the line, late
+                await bridge.event("agent_audio_done")
+                await turn(agent, "Yes?", sound(300))
+                await bridge.event("agent_audio_done", 2)
+        await eventually(lambda: stored(what == "the caller's word"))
+
+
+@pytest.mark.slow
+async def test_what_an_agent_has_left_open_for_long_is_not_said_again_when_its_connection_is_renewed(
+    redis_url: str,
+) -> None:
+    text = "It is in transit, as far as I can see."
+    async with stage(redis_url, agent_session_seconds=2.0) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        agent = await bridge.connection()
+        await says(agent, text)
+        await speaks(agent, sound(500))
+        renewed = await bridge.agent.wait_for(lambda a: [c for c in a.connections[1:] if c.ready], 15)
+        assert [item["content"] for item in renewed[0].context] == [text]
 
 
 @pytest.mark.slow
