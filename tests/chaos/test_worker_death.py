@@ -116,12 +116,12 @@ async def test_after_a_worker_died_in_silence_the_agent_knows_what_was_said_and_
 
 @pytest.mark.slow
 async def test_what_the_caller_had_said_unanswered_when_a_worker_died_is_answered(
-    redis_url: str, tmp_path: Path
+    redis_url: str, tmp_path: Path, eventually: Any
 ) -> None:
     async with scene(redis_url, tmp_path, script=AgentScript(think_s=3.0)) as s:
         await s.call.say("thank_you")
         await s.connection.wait_for(lambda agent: agent.texts and agent.texts[-1][0] == "user", SECONDS)
-        await asyncio.sleep(0.3)
+        await eventually(s.transcript)  # its line is there
         s.kill_the_owner()
         agent = await s.new_agent()
         await agent.wait_for(lambda agent: ("assistant", "You are welcome.") in agent.texts, SECONDS)
@@ -161,7 +161,7 @@ async def test_what_was_not_heard_when_a_worker_died_is_said_again(
     async with scene(redis_url, tmp_path) as s:
         await s.call.say("long_story")
         await s.connection.wait_for(lambda agent: agent.texts and agent.texts[-1][0] == "assistant", 20)
-        await asyncio.sleep(after)
+        await asyncio.sleep(after)  # into the sentence: there are words that were heard, and words that were not
         s.kill_the_owner()
         agent = await s.new_agent()
         await agent.wait_for(lambda agent: agent.injections, SECONDS)
