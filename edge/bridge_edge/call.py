@@ -382,7 +382,7 @@ class Call:
                     self._new_owner(event)
 
     def _new_owner(self, event: PeerChanged) -> None:
-        """Another worker has the call: tell it what the former one knew (LINK.md, Audio)."""
+        """Another worker has the call: tell it what the former one knew."""
         assert self.link is not None
         now = self.edge.loop.time()
         log.info("call has a new owner", cid=self.cid, owner=event.pod)

@@ -29,7 +29,7 @@ Turn = tuple[int, int]
 """(worker epoch, number from 1 within that owner), ordered lexicographically."""
 
 REPORT_SECONDS = 0.25
-"""While a turn plays, `Played` is due at least this often (LINK.md, Audio)."""
+"""While a turn plays, `Played` is due at least this often: the worker sends more as it hears of it."""
 
 ALLOWANCE_STEP = 0.04
 """Seconds that the allowance grows by with each gap; it shrinks by a quarter of that with each turn without one."""

@@ -17,13 +17,13 @@ from bridge_shared.protocol.media import Aligner, Media
 Turn = tuple[int, int]
 
 CREDIT_MS = 2000.0
-"""How much of a turn may be with the edge and not heard yet (LINK.md, Audio)."""
+"""How much of a turn may be with the edge and not heard yet."""
 
 PIECE_MS = 400.0
 WAITING_SECONDS = 60.0
 WAITING_BYTES = 1024 * 1024
 FRESH_SECONDS = 2.0
-"""A turn of which the edge told something so lately goes on at the next edge, an older one is cut (LINK.md, Audio)."""
+"""A turn of which the edge told something so lately goes on at the next edge, an older one is cut."""
 
 OVER_TURNS = 4
 """Turns that are over and of which VAIC may still tell that it has played more or less than the edge's clock says."""
@@ -34,7 +34,7 @@ GATE_SECONDS = 1.5
 
 STILL_SECONDS = 2.0
 """A turn that was heard as far as it goes, and brings nothing new for so long, is over: its `AgentAudioDone` is
-missing (§4.3), or came before its last audio. If the agent was only thinking, what it says next is another turn."""
+missing (§4.2), or came before its last audio. If the agent was only thinking, what it says next is another turn."""
 
 THINKING_SECONDS = 5.0
 """How long after that the agent may still be about to go on, and is better not replaced."""
