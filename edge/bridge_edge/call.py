@@ -80,6 +80,8 @@ class Call:
         self._playout: Playout | None = None
         self._inbound: Inbound | None = None
         self._media: Media | None = None
+        self._play: Media | None = None
+        """What the agent's audio is coded in; the caller's is `_media`."""
         self._outgoing = Outgoing(socket, self._written, self._write_failed)
         self.answer: asyncio.Future[str | None] = edge.loop.create_future()
         """What came of the set-up: None = accepted, otherwise the reason for the refusal."""
@@ -122,6 +124,8 @@ class Call:
         self.cid = ""
         self.ours = False
         """This socket has created the call, or is attached to it."""
+        self._live = False
+        """The call was accepted, here or at a former socket: to lose this one does not end it."""
         self.span = tracing.NOTHING
         """From then on, until the socket is done with."""
         self._ended_as: tuple[str, str] | None = None
@@ -171,6 +175,8 @@ class Call:
                 # only what it confirms is of use here; the rest is for the next edge, to be sent again
                 frame = frame._replace(seq=0, kind=Kind.ACK, body=[])
             self._happened(self.link.receive(sender, frame, self.edge.loop.time()))
+            if self._playout is None and self.link.connected:
+                self.go_on()
             self._progress.set()
             self.pump()
 
@@ -308,11 +314,14 @@ class Call:
 
     # ── set-up ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def attach(self, attached: Attached, media_format: str) -> None:
-        """The call is here now: frames from its owner come to this socket."""
+    def attach(self, attached: Attached, media_format: str, play_format: str, *, live: bool = False) -> None:
+        """The call is here now: frames from its owner come to this socket. Empty `play_format`: as the other.
+
+        `live`: it has been accepted before.
+        """
         now = self.edge.loop.time()
-        self.ours = True
-        self._media = media(media_format)
+        self.ours, self._live = True, live
+        self._media, self._play = media(media_format), media(play_format or media_format)
         self.link = Link(
             Side.EDGE,
             self.cid,
@@ -347,14 +356,16 @@ class Call:
             self.send(self.bot.error(why, self.cid or None))
         self.over.set()
 
-    def accept(self, media_format: str, delivery: Delivery | None = None) -> None:
-        """Tell VAIC that its call is taken, and begin to play; `delivery`: the worker's word, for a new call."""
+    def accept(self, media_format: str, play_format: str, delivery: Delivery | None = None) -> None:
+        """Tell VAIC that its call is taken, and begin to play; `delivery`: the worker's word, for a new call. Empty
+        `play_format`: as the other."""
         assert self.link is not None
+        self._live = True
         settings, now = self.edge.settings, self.edge.loop.time()
-        sound = media(media_format)
-        self._inbound = Inbound(sound)
+        self._inbound = Inbound(media(media_format))
+        self._play = media(play_format or media_format)
         self._playout = Playout(
-            sound,
+            self._play,
             prefix=str(self.link.epoch),
             lead_ms=settings.play_lead_ms,
             chunk_ms=settings.play_chunk_ms,
@@ -367,6 +378,18 @@ class Call:
             self._heard_from_vaic(event)
         for acknowledgement in self.bot.owed():  # of what was skipped because it was too much
             self.send(acknowledgement)
+
+    def go_on(self) -> None:
+        """Tell VAIC, and the owner, that a live call is here now; nothing if that was done or is of no use any more.
+
+        With the first frame of its owner, and before what that frame says: from then on the owner sends to no other
+        edge.
+        """
+        waits = self._live and self._playout is None and self.bot.state == "initiated"
+        if waits and not (self.gone or self.over.is_set()) and self._awake():
+            assert self._media is not None and self._play is not None
+            self.accept(self._media.token, self._play.token)
+            self.tell(Kind.BACK, [])
 
     # ── from the worker ────────────────────────────────────────────────────────────────────────────────
 
@@ -414,6 +437,8 @@ class Call:
 
     def _deliver(self, delivery: Delivery) -> None:
         now, body = self.edge.loop.time(), delivery.body
+        if self._playout is None:
+            self.go_on()
         playout, link = self._playout, self.link
         assert link is not None
         if self.bot.state == "ended" and delivery.kind in _FOR_VAIC:  # it crossed VAIC's session.end
@@ -445,7 +470,7 @@ class Call:
                         playout.prompt()
                 return self.send(self.bot.activities(body[1]), delivery)
             case Kind.ACCEPT if self._playout is None and self.bot.state == "initiated":
-                self.accept(body[0], delivery)
+                self.accept(body[0], body[1] if len(body) > 1 else "", delivery)
                 metrics.setup_seconds.observe(now - self._began)
                 self.span.set(setup_ms=round((now - self._began) * 1000, 1))
                 if not self.answer.done():
@@ -492,7 +517,7 @@ class Call:
                 doubtful = self._doubtful
                 try:
                     record = await self.edge.calls.read(self.cid)
-                    if self._playout is not None and (record is None or record.ee < self.link.epoch):
+                    if self._live and (record is None or record.ee < self.link.epoch):
                         record = await self._restore(self.link.epoch)
                 except BridgeError as error:
                     log.debug("state of the call cannot be read now", cid=self.cid, error=str(error))
@@ -505,7 +530,7 @@ class Call:
         finally:
             self._rereading = False
         self._doubtful = False
-        if record is None and self._playout is None:  # Redis was emptied while the call was being set up
+        if record is None and not self._live:  # Redis was emptied while the call was being set up
             return self.give_up("The bridge lost the call while it was set up")
         if record is None or record.ee > self.link.epoch:
             log.debug("the call is no longer here", cid=self.cid)
@@ -518,8 +543,10 @@ class Call:
 
     async def _restore(self, epoch: int) -> CallRecord | None:
         """Redis has lost the call: write what is known here; the owner does the same."""
-        assert self._media is not None
+        assert self._media is not None and self._play is not None
         fields = {"state": "active", "bridge": self.bridge, "media_format": self._media.token}
+        if self._play != self._media:
+            fields["play_format"] = self._play.token
         await self.edge.calls.restore(self.cid, fields, edge=self.edge.pod, ee=epoch)
         return await self.edge.calls.read(self.cid)
 
@@ -546,7 +573,7 @@ class Call:
         self.ends("socket_lost")
         if not self.answer.done():
             self.answer.set_result("abandoned")
-        if self._playout is not None:
+        if self._live:
             log.warning("the caller's connection is lost, VAIC may resume the call", cid=self.cid)
             self.tell(Kind.LOST, [])
         elif self.link is not None:
@@ -594,7 +621,8 @@ class Call:
         link, now = self.link, self.edge.loop.time()
         if link is None:
             return
-        self._happened(link.tick(now))
+        if events := link.tick(now):
+            self._happened(events)
         self._act()
         self._post(link)
         due = link.deadline()
@@ -629,10 +657,11 @@ class Call:
     def _act(self) -> None:
         if self._playout is None or self.gone or not self._awake():
             return
-        for gap in self._playout.gaps:
-            metrics.underruns.inc()
-            metrics.gap_seconds.observe(gap)
-        self._playout.gaps.clear()
+        if self._playout.gaps:
+            for gap in self._playout.gaps:
+                metrics.underruns.inc()
+                metrics.gap_seconds.observe(gap)
+            self._playout.gaps.clear()
         for action in self._playout.poll(self.edge.loop.time()):
             match action:
                 case Played(turn=turn, heard_ms=heard_ms, state=state):
@@ -643,17 +672,17 @@ class Call:
                     pass  # VAIC has ended the call
                 case SendChunk(data=data):
                     if self._outgoing.backlog > BACKLOG_BYTES:
-                        assert self._media is not None
-                        metrics.audio_dropped_ms.labels(where="caller_slow").inc(self._media.ms(len(data)))
+                        assert self._play is not None
+                        metrics.audio_dropped_ms.labels(where="caller_slow").inc(self._play.ms(len(data)))
                     else:
                         self._outgoing.put(self.bot.play_chunk(data), audio=len(data), turn=self._streamed)
                 case StartStream(stream_id=stream_id, turn=turn):
-                    assert self._media is not None
+                    assert self._play is not None
                     self._streamed = turn
                     if turn == self._turn:
                         metrics.playout_seconds.observe(self.edge.loop.time() - self._turn_came)
                     text = " ".join(self._turn_texts.pop(turn, ())) or None
-                    self.send(self.bot.play_start(stream_id, self._media.token, text))
+                    self.send(self.bot.play_start(stream_id, self._play.token, text))
                 case StopStream():
                     self.send(self.bot.play_stop())
 

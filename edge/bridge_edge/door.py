@@ -38,6 +38,7 @@ class Door:
         bridge: its name, by which workers know it; empty: the caller's path says which, or there is only one.
         host, port: where it listens.
         formats: media formats it takes, most wanted first.
+        play_format: what its agent speaks in if the caller's side offers it; None: the format of the call.
         tokens: any of these as `Authorization: Bearer …` opens the door; empty = no token is asked.
         authenticate: the customer's own check, already safe to await here; it alone decides if given.
         authenticate_seconds: how long it may take.
@@ -50,6 +51,7 @@ class Door:
     tokens: tuple[str, ...] = ()
     authenticate: Authenticate | None = None
     authenticate_seconds: float = 5.0
+    play_format: str | None = None
 
     @property
     def open(self) -> bool:

@@ -14,7 +14,7 @@ from bridge_shared import logs, metrics, tracing
 from bridge_shared.errors import BridgeError
 from bridge_shared.frames import Kind
 from bridge_shared.protocol import audiocodes as vaic
-from bridge_shared.protocol.media import choose
+from bridge_shared.protocol.media import FORMATS, choose
 from bridge_shared.redis.calls import CallRecord
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ OFFER_AGAIN_SECONDS = 0.5
 LOOK_SECONDS, LOOK_AGAIN_SECONDS = 2.0, 0.1
 """A call to be resumed is looked for this long: Redis may have been emptied, and its owner is putting it back."""
 
+OWNER_SECONDS = 0.2
+"""A caller who comes back waits so long at most for the owner to know it; until then the owner sends to the former
+edge, which may not know either that VAIC has left."""
+
 
 async def set_up(call: Call, initiate: vaic.Initiate) -> None:
     """Place a new call; it is accepted or refused when this returns. Cancelling it leaves that to whoever cancels."""
@@ -35,11 +39,14 @@ async def set_up(call: Call, initiate: vaic.Initiate) -> None:
     call.cid = cid
     if call.on_call is not None:
         call.on_call(cid)
-    chosen = choose(call.door.formats, initiate.formats or ())
+    offered = initiate.formats or ()
+    chosen, wanted = choose(call.door.formats, offered), call.door.play_format
+    play = choose((wanted,), offered) if wanted is not None else None
     fields = {
         "caller": initiate.caller or "",
         "bot": initiate.bot_name or "",
         "media_format": chosen or "",
+        "play_format": play if play is not None and play != chosen else "",
     }
     deadline = call.edge.loop.time() + call.edge.settings.accept_timeout
     try:
@@ -56,7 +63,7 @@ async def set_up(call: Call, initiate: vaic.Initiate) -> None:
         attached = await call.edge.calls.attach(cid, edge=call.edge.pod, new=fields)
         call.ours = attached.status == "created"
         if attached.status == "live" and call.edge.deserted(attached.record):
-            if attached.record is None or attached.record.media_format not in (initiate.formats or ()):
+            if attached.record is None or not _formats(attached.record) <= set(offered):
                 return await call.refuse("The conversation is live in another media format", end="")
             return await _go_on(call, bridge)
         if attached.status != "created":
@@ -66,7 +73,14 @@ async def set_up(call: Call, initiate: vaic.Initiate) -> None:
             return await call.refuse("This bot speaks; it needs expectAudioMessages (directTTS)", end="hangup")
         if chosen is None:
             return await call.refuse("No common media format", end="hangup")
-        call.attach(attached, chosen)
+        if wanted is not None and play is None:
+            log.warning(
+                "play_media_format is not offered by VAIC: the agent speaks in the caller's format; choose another",
+                cid=cid,
+                wanted=wanted,
+                offered=[token for token in FORMATS if token in offered],
+            )
+        call.attach(attached, chosen, fields["play_format"])
         await _accepted_by(call, deadline, bridge)
     except BridgeError as error:
         log.warning("call could not be set up", cid=cid, error=str(error))
@@ -104,13 +118,20 @@ async def _go_on(call: Call, bridge: str) -> None:
         epoch=attached.ee,
         former_edge=attached.former_edge,
     )
-    call.attach(attached, record.media_format)
-    if record.state == "active":
-        call.accept(record.media_format)
-        call.tell(Kind.LOST if call.gone else Kind.BACK, [])
-        call.pump()
-    else:
-        await _accepted_by(call, call.edge.loop.time() + call.edge.settings.accept_timeout, bridge)
+    call.attach(attached, record.media_format, record.play_format, live=record.state == "active")
+    if record.state != "active":
+        return await _accepted_by(call, call.edge.loop.time() + call.edge.settings.accept_timeout, bridge)
+    if call.gone:
+        call.tell(Kind.LOST, [])
+    elif attached.we and not call.edge.dead(attached.owner):
+        await call.within(OWNER_SECONDS, lambda: call.gone or call.bot.state != "initiated")
+    call.go_on()
+    call.pump()
+
+
+def _formats(record: CallRecord) -> set[str]:
+    """All that VAIC has to know for this call."""
+    return {record.media_format, record.play_format or record.media_format}
 
 
 async def _look(call: Call) -> CallRecord | None:

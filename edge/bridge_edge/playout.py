@@ -232,7 +232,7 @@ class Playout:
         if now >= self._hold_until:
             for turn in self._turns:
                 self._send(turn, now)
-                if not turn.all_sent:
+                if turn.waiting or not turn.ended:
                     break
         self._report(now)
         actions, self._actions = self._actions, []
@@ -245,16 +245,13 @@ class Playout:
         if now < self._hold_until:
             return self._hold_until
         due = self._next_report
-        first = self._turns[0]
-        if first.all_sent:
-            due = min(due, first.play_end)
-        sending = next((turn for turn in self._turns if not turn.all_sent), None)
-        if sending is None:
-            return due
-        if sending.waiting:
-            due = min(due, self._send_at(sending))
-        elif self._open == sending.id:
-            due = min(due, self._horizon + IDLE_CLOSE_SECONDS)
+        for turn in self._turns:
+            if turn.waiting:
+                return min(due, self._send_at(turn))
+            if not turn.ended:
+                return min(due, self._horizon + IDLE_CLOSE_SECONDS) if self._open == turn.id else due
+            if turn is self._turns[0]:
+                due = min(due, turn.play_end)
         return due
 
     def _turn(self, turn: Turn) -> _Turn | None:
@@ -269,15 +266,13 @@ class Playout:
 
     def _send_at(self, turn: _Turn) -> float:
         """When the next piece of what waits may go."""
-        if not turn.ended and self._media.ms(len(turn.waiting)) < self._allowance * 1000:
-            return max(turn.held_until, self._next_at(turn))
-        return self._next_at(turn)
-
-    def _next_at(self, turn: _Turn) -> float:
         if len(turn.waiting) >= self._chunk or turn.ended:
-            return self._horizon + self._chunk_seconds - self._lead
-        # more will come before VAIC runs dry; a whole chunk is cheaper than two halves
-        return self._horizon - self._chunk_seconds / 2
+            at = self._horizon + self._chunk_seconds - self._lead
+        else:  # more will come before VAIC runs dry; a whole chunk is cheaper than two halves
+            at = self._horizon - self._chunk_seconds / 2
+        if self._allowance and not turn.ended and self._media.ms(len(turn.waiting)) < self._allowance * 1000:
+            return max(turn.held_until, at)
+        return at
 
     def _send(self, turn: _Turn, now: float) -> None:
         while turn.waiting and now >= self._send_at(turn):

@@ -39,7 +39,7 @@ class Kind(IntEnum):
     END = 21  # [reason_code, reason]
     REPLAY = 22  # [ms | "ask", [entry, text]?]
 
-    ACCEPT = 32  # [format]
+    ACCEPT = 32  # [format, format of play streams?]; without the latter it is the same
     REFUSE = 33  # [reason]
     DOWN = 34  # [turn, bytes]           agent audio
     TURNEND = 35  # [turn]
@@ -132,10 +132,14 @@ def unpack(data: bytes, skipped: Callable[[int], None] | None = None) -> list[Fr
         raise FrameError(f"an inbox entry of {len(data)} bytes is not msgpack: {error}") from error
     if type(entry) is not list:
         raise FrameError(f"an inbox entry of {len(data)} bytes holds a {type(entry).__name__}, not an array of frames")
-    frames = [Frame._make(raw) for raw in entry if _is_frame(raw)]
+    frames = [_frame(Frame, raw) for raw in entry if _is_frame(raw)]
     if skipped is not None and len(frames) < len(entry):
         skipped(len(entry) - len(frames))
     return frames
+
+
+_frame: Callable[[type[Frame], list[Any]], Frame] = tuple.__new__
+"""`Frame._make`, without a call of its own for each frame."""
 
 
 def _is_frame(raw: Any) -> bool:

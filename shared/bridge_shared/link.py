@@ -187,8 +187,10 @@ class Link:
 
         self._opening = False  # a session has opened; nothing is numbered in it yet
         self._since = -inf  # audio sent before this moment does not go into it
+        self._due = -inf  # not before this moment has tick() anything to do: the earliest of those above, or earlier
         if peer_epoch:
             self._enter(peer_pod, peer_epoch, now)
+        self._look_ahead()
 
     @property
     def session(self) -> tuple[int, int]:
@@ -241,6 +243,7 @@ class Link:
         if self.peer_pod:
             self._hello = reason
             self._hello_at = now + HELLO_EVERY
+            self._look_ahead()
 
     def send(self, kind: int, body: list[Any], now: float) -> None:
         """Send control; it waits if there is no other side yet.
@@ -305,7 +308,9 @@ class Link:
         """Take a frame of this call that pod `sender` wrote into our inbox."""
         self._now = now
         if (frame.ee, frame.we) != self._session or frame.kind in _UNSESSIONED:
-            return self._stray(sender, frame, now)
+            events = self._stray(sender, frame, now)
+            self._look_ahead()
+            return events
         self._heard = now
         self.connected = True
         self._hello_at = inf
@@ -320,7 +325,11 @@ class Link:
                 self._fill(frame.body[0], now)
             return []
         deliveries = self._in.receive(self._session, frame)
-        self._answer(frame, now)
+        if frame.kind in AUDIO and not self._in.held:  # nearly all of them
+            if self._ack_at == inf:
+                self._owe_ack(now + ACK_AUDIO)
+        else:
+            self._answer(frame, now)
         return deliveries  # type: ignore[return-value]  # a list of one of its kinds, and a cast costs in each frame
 
     def tick(self, now: float) -> list[LinkEvent]:
@@ -328,6 +337,17 @@ class Link:
         self._now = now
         if self._opening:
             self._settle(now)
+        if now < self._due:
+            return []
+        events = self._do_due(now)
+        self._look_ahead()
+        return events
+
+    def deadline(self) -> float:
+        """The moment at which tick() may have something to do. It is never far away: silence has to be noticed."""
+        return self._due
+
+    def _do_due(self, now: float) -> list[LinkEvent]:
         self._out.expire(now)
         if now >= self._ack_at:
             self._ack_at, self._ack = inf, True
@@ -346,15 +366,15 @@ class Link:
             return self._want_reread("routine", now)
         return self._reread_due(now)
 
-    def deadline(self) -> float:
-        """The moment at which tick() has something to do. It is never far away: silence has to be noticed."""
+    def _look_ahead(self) -> None:
+        """Find the next moment at which something is due."""
         silent = max(self._silent_at, self._heard + SILENT_AFTER)
         moment = min(self._ack_at, self._resend_at, self._hello_at, self._verify_at, silent)
         if self.peer_epoch and self._hello_at == inf:
             moment = min(moment, self._heard + PROBE_AFTER)
         if self._reread:
             moment = min(moment, self._reread_from)
-        return moment
+        self._due = moment
 
     def take(self) -> list[tuple[str, Frame]]:
         """The frames to post now, with the pod that each goes to. Everything that goes carries our rx and done."""
@@ -388,6 +408,7 @@ class Link:
         if peer_epoch == self.peer_epoch and peer_pod:
             self.peer_pod = peer_pod
         self.open(now, "reread")
+        self._look_ahead()
         return []
 
     def dismiss(self, pod: str) -> None:
@@ -398,7 +419,9 @@ class Link:
     def unreachable(self, now: float) -> list[LinkEvent]:
         """The other side's inbox is gone: Redis refused a write of ours. Frames are kept."""
         self._now = now
-        return self._want_reread("unreachable", now)
+        events = self._want_reread("unreachable", now)
+        self._look_ahead()
+        return events
 
     # Sessions.
 
@@ -505,6 +528,7 @@ class Link:
         self._armed = now
         self._resend_wait = RESEND_AFTER
         self._resend_at = now + RESEND_AFTER
+        self._due = min(self._due, self._resend_at)
 
     def _progress(self, now: float) -> None:
         if self._out.waiting:
@@ -516,6 +540,7 @@ class Link:
     def _resend(self, last: int, now: float) -> None:
         """Send what is missing up to `last`, unless it is about to go or the peer would refuse it."""
         self._armed, self._resend_at = now, now + self._resend_wait
+        self._due = min(self._due, self._resend_at)
         if self.connected and not self._queue:
             self._queue = self._out.missing(last)
             self.resent += len(self._queue)
@@ -533,6 +558,7 @@ class Link:
     def _owe_ack(self, at: float) -> None:
         if at < self._ack_at:
             self._ack_at = at
+            self._due = min(self._due, at)
 
     def _answer(self, frame: Frame, now: float) -> None:
         """See to it that the peer learns of a numbered frame's arrival in time."""

@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed
 
 from bridge_shared.protocol import deepgram as dg
 from bridge_shared.protocol.media import FORMATS, Media, media
-from bridge_sim import speech
+from bridge_sim import pcm, speech
 from bridge_sim.agent_line import Line
 from bridge_sim.agent_mouth import Mouth, Turn
 from bridge_sim.agent_record import MOST_NOTES, Record
@@ -209,6 +209,10 @@ class AgentConnection:
 
     async def _echo(self, data: bytes, now: float) -> None:
         self.record.hear(data, self._media_in, now)
+        source, target = self._media_in, self._mouth.media
+        if target is not None and (source.encoding, source.rate) != (target.encoding, target.rate):
+            whole = data[: len(data) // source.sample_bytes * source.sample_bytes]
+            data = pcm.convert(whole, (source.encoding, source.rate), (target.encoding, target.rate))
         if data:
             await self._line.send_audio(data)
 

@@ -90,7 +90,8 @@ class AgentScript:
         session_s: the longest session; the warning comes after 23/24 of it (2 h and 1 h 55).
         burst: sizes in bytes of the audio frames, in turn; odd on purpose.
         speed: how many times faster than real time the speech is sent.
-        echo: every audio frame is sent back at once, and nothing is said or understood. For load tests.
+        echo: every audio frame is sent back at once, as `audio.output` wants it, and nothing is said or understood. For
+            load tests.
         answers, calls: see ANSWERS and CALLS.
         speculative: function calls are requested before the caller's text is confirmed (§4.4, rule 3).
         numbered: each answer begins with a number of its own ("#17 We are open."), which is not spoken: so no two

@@ -752,6 +752,19 @@ async def test_a_socket_of_the_applications_own_server_is_driven_to_the_end_of_i
     assert call.report().violations == []
 
 
+async def test_the_agent_speaks_in_the_format_that_the_application_names_on_its_own_server_too(redis_url: str) -> None:
+    bridge = DeepgramBridge(configuration(play_media_format="raw/lpcm16"))
+    notes = Notes(bridge)
+    async with SimulatedAgent(QUICK) as agent, embedded(redis_url, agent, bridge) as server:
+        async with calling(server.url, formats=("raw/mulaw", "raw/lpcm16")) as call:
+            await notes.session.send_agent_message(WELCOME)
+            await notes.wait("agent_audio_done")
+            await call.hang_up()
+        await ended(server.done.wait())
+    assert server.sessions[0].media_format == call.report().media_format == "raw/mulaw"
+    assert [stream.media_format for stream in call.report().heard] == ["raw/lpcm16"]
+
+
 async def test_sockets_that_come_and_go_all_have_their_handlers(redis_url: str) -> None:
     bridge = DeepgramBridge(configuration())
     notes = Notes(bridge)

@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,9 @@ WORDS = [
 STORY = "Let me read your parcel's whole journey to you. " + "It was in one more town that day. " * 12
 STALE = b"\x2a" * 1600
 """Caller audio like no other."""
+
+LOST = "the caller's connection is lost, VAIC may resume the call"
+"""What an edge logs then."""
 
 FROZEN_SECONDS = 10.0
 QUIET_SECONDS = 1.0
@@ -175,6 +179,7 @@ async def test_a_command_given_while_no_edge_has_the_caller_is_carried_out_once_
             await worker.until(lambda: "commanded" in worker.stdout, 10, "the command")
             await latter.resume()
             messages = await _until_commanded(latter)
+            assert messages[0]["type"] == "session.accepted"
             messages += await latter.hang_up()
         await worker.until(lambda: "session_end" in worker.stdout, 10, "the finish")
         assert commands(messages) == [name]
@@ -194,17 +199,56 @@ async def test_a_caller_who_is_at_two_edges_at_once_is_played_to_and_commanded_a
             speaker = await connection(agent)
             await latter.resume()
             await latter.until("session.accepted")
-            # closed, and told nothing; what the agent says before that may still go to either
-            assert await former.rest() == []
             speaker.say(words)
             messages = await latter.until("playStream.stop")
             if not commands(messages):
                 messages += await _until_commanded(latter)
+            assert await former.rest() == []  # closed, and told nothing
             messages += await latter.hang_up()
         await worker.until(lambda: "session_end" in worker.stdout, 10, "the finish")
         assert commands(messages) == [name]
         assert types(messages).count("playStream.start") == 1
         assert worker.stdout.count("session_end") == 1
+        assert agent.total == 1
+
+
+async def test_a_caller_who_comes_back_while_the_owner_stands_still_is_accepted_all_the_same(
+    redis_url: str, agent: SimulatedAgent, tmp_path: Path
+) -> None:
+    async with Pods(redis_url, agent.url, application(tmp_path)) as pods:
+        first, second, worker = await asyncio.gather(pods.edge(), pods.edge(), pods.worker())
+        async with wire(first.url) as former, wire(second.url, former.cid) as latter:
+            await former.begin()
+            speaker = await connection(agent)
+            worker.pause()
+            await latter.resume()
+            await latter.expect("session.accepted")
+            worker.go_on()
+            assert await former.rest() == []
+            speaker.say("Hello.")
+            await latter.until("playStream.stop")
+            await latter.hang_up()
+        assert agent.total == 1
+
+
+async def test_a_socket_that_is_lost_before_its_resume_is_accepted_does_not_end_the_call(
+    redis_url: str, agent: SimulatedAgent, tmp_path: Path
+) -> None:
+    async with Pods(redis_url, agent.url, application(tmp_path)) as pods:
+        first, second, worker = await asyncio.gather(pods.edge(), pods.edge(), pods.worker())
+        async with wire(first.url) as former, wire(second.url, former.cid) as lost, wire(first.url, former.cid) as last:
+            await former.begin()
+            await connection(agent)
+            before = await read(redis_url, former.cid)
+            worker.pause()
+            await lost.resume()
+            await second.until(partial(_elsewhere, redis_url, before), 10, "the resume")
+            await lost.drop()
+            await second.until_logged(LOST, 10)
+            worker.go_on()
+            await last.resume()
+            await last.expect("session.accepted")
+            await last.hang_up()
         assert agent.total == 1
 
 
@@ -257,6 +301,11 @@ async def _finished(redis_url: str, cid: str, worker: Pod) -> None:
         return "finished_ms" in (await read(redis_url, cid)).raw
 
     await worker.until(done, 10, "the end of the finish")
+
+
+async def _elsewhere(redis_url: str, before: CallRecord) -> bool:
+    """Whether another socket has attached the call since."""
+    return (await read(redis_url, before.cid)).ee > before.ee
 
 
 async def _exists(server: Any, key: str) -> bool:

@@ -561,6 +561,17 @@ async def test_echo_sends_every_frame_back_and_says_nothing():
         assert connection.record.heard_bytes == connection.record.spoken_bytes == 16_000
 
 
+async def test_echo_comes_back_in_the_format_of_the_output():
+    settings = agent_settings()
+    settings["audio"]["output"] = {"encoding": "linear16", "sample_rate": 16000}
+    said = bytes(range(160))
+    async with SimulatedAgent(AgentScript(echo=True)) as agent, talking_to(agent, settings) as (client, _):
+        await client.socket.send(said)
+        await client.until_a(dg.Audio)
+        assert client.audio == pcm.convert(said, ("mulaw", 8000), ("linear16", 16000))
+        assert len(client.audio) == 640
+
+
 async def test_only_the_last_connections_are_remembered():
     async with SimulatedAgent(QUICK) as agent:
         for _ in range(55):

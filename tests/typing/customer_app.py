@@ -208,6 +208,8 @@ by_name = BridgeConfig(
     port=8081,
     preferred_media_formats=("raw/mulaw",),
 )
+wide = BridgeConfig("key", plain, play_media_format="raw/lpcm16")
+assert_type(wide.play_media_format, AudioCodesMediaFormat | None)
 inline = BridgeConfig(
     deepgram_api_key="key",
     deepgram_config={"agent": {"speak": {"provider": {"type": "deepgram", "model": "aura-2-zeus-en"}}}},

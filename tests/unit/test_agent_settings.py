@@ -52,6 +52,13 @@ def test_the_audio_follows_the_format_of_the_call_both_ways(token: str, encoding
     }
 
 
+def test_the_agent_may_speak_in_another_format_than_the_caller():
+    assert build(config(), MULAW, media("raw/lpcm16_24"))["audio"] == {
+        "input": {"encoding": "mulaw", "sample_rate": 8000},
+        "output": {"encoding": "linear16", "sample_rate": 24000, "container": "none"},
+    }
+
+
 def test_type_and_audio_of_the_customer_are_replaced_whole():
     mine = {**config(), "type": "Other", "audio": {"input": {"encoding": "opus"}, "extra": 1}}
     settings = build(mine, MULAW)

@@ -2,7 +2,7 @@
 
 All keys of the customer's dict go out as they are, except (SDK reference §2, 8.4, 12.2):
 
-- `type` and the whole `audio` block, which follow the telephony format;
+- `type` and the whole `audio` block, which follow the telephony formats;
 - `version: "v2"` is added to a `flux-*` listen model or voice that has none (D10);
 - a fallback `think` element without `prompt` or `functions` gets those of the first element (D11);
 - for a connection that continues a conversation: `context.messages`, and no `greeting` (Voice Agent reference §7.2).
@@ -21,20 +21,24 @@ from bridge_shared.protocol.media import Media
 
 
 def build(
-    config: Mapping[str, Any], media: Media, *, history: Sequence[Mapping[str, Any]] | None = None
+    config: Mapping[str, Any],
+    media: Media,
+    play: Media | None = None,
+    *,
+    history: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Make the `Settings` message.
 
     Args:
         config: the customer's `deepgram_config`; never changed.
-        media: format of the call, used in both directions.
+        media: format of the caller's audio.
+        play: format of the agent's; None: the same.
         history: `History` items, oldest first, for a connection that goes on where another one ended;
             None for a new conversation, which greets.
     """
     settings = copy.deepcopy(dict(config))
     settings["type"] = "Settings"
-    sound = {"encoding": media.encoding, "sample_rate": media.rate}
-    settings["audio"] = {"input": sound, "output": {**sound, "container": "none"}}
+    settings["audio"] = {"input": _sound(media), "output": {**_sound(play or media), "container": "none"}}
     agent = settings.get("agent")
     if isinstance(agent, dict):
         _complete(agent)
@@ -44,6 +48,10 @@ def build(
                 context = agent.get("context") or {}
                 agent["context"] = {**context, "messages": [*(context.get("messages") or ()), *history]}
     return settings
+
+
+def _sound(media: Media) -> dict[str, Any]:
+    return {"encoding": media.encoding, "sample_rate": media.rate}
 
 
 def secret(value: Any) -> bool:

@@ -203,7 +203,7 @@ class AgentSide:
         agent, self._prepared = self._prepared, None
         if agent is not None:
             try:
-                message = agent_settings.build(self.amendments.settings, self._media, history=history)
+                message = self._settings(history)
                 with self._traced("", prepared=True):
                     await agent.apply(message, seconds=self._worker.settings.agent_open_timeout)
                 self._tell_connected(agent)
@@ -229,13 +229,16 @@ class AgentSide:
     async def _open(
         self, history: list[dict[str, Any]] | None, seconds: float, after: AgentFailed | None = None, failures: int = 0
     ) -> Agent:
-        message = agent_settings.build(self.amendments.settings, self._media, history=history)
+        message = self._settings(history)
         with self._traced(after.code if after is not None else ""):
             agent = await open_agent(
                 self._worker, self._c.hosted, self._media, message, seconds=seconds, after=after, failures=failures
             )
         self._tell_connected(agent)
         return agent
+
+    def _settings(self, history: list[dict[str, Any]] | None) -> dict[str, Any]:
+        return agent_settings.build(self.amendments.settings, self._media, self._c.play, history=history)
 
     def _tell_connected(self, agent: Agent) -> None:
         log.info("agent connected", cid=self._cid, request_id=agent.machine.request_id)

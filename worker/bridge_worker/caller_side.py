@@ -144,7 +144,8 @@ class CallerSide:
         """Send what is due now and set the timer to the next deadline."""
         now = self._loop.time()
         self._send_speech()
-        self._happened(self._link.tick(now))
+        if events := self._link.tick(now):
+            self._happened(events)
         for pod, frame in self._link.take():
             self._worker.outbox.post(pod, frame)
         due = self._link.deadline()
@@ -363,7 +364,7 @@ class CallerSide:
     async def _restore(self) -> None:
         """Redis has lost the call: write what is known here, the transcript too; the edge does the same."""
         log.warning("the call's state is lost in Redis, writing it again", cid=self.cid)
-        known = ("bridge", "caller", "bot", "media_format", "created_ms", "active_ms", "start")
+        known = ("bridge", "caller", "bot", "media_format", "play_format", "created_ms", "active_ms", "start")
         fields: dict[str, Any] = {name: self._c.record.raw[name] for name in known if name in self._c.record.raw}
         fields |= {"state": "active", "session_id": self._c.session.session_id}
         fields |= self._c.kept

@@ -114,7 +114,8 @@ class Conversation:
         self.hosted = hosted
         self.record = record
         self.media = media(record.media_format)
-        self.speech = Speech(claimed.we, self.media)
+        self.play = media(record.play_format or record.media_format)
+        self.speech = Speech(claimed.we, self.play)
         self.lines = FencedStream(
             worker.state,
             CallKeys.of(self.cid).transcript,
@@ -317,7 +318,8 @@ class Conversation:
         self.active_at = self.loop.time()
         self.kept["active_ms"] = str(int(time.time() * 1000))
         self.session._state = SessionState.ACTIVE
-        self.caller.tell(Kind.ACCEPT, [self.media.token])
+        formats = [self.media.token] if self.play == self.media else [self.media.token, self.play.token]
+        self.caller.tell(Kind.ACCEPT, formats)
         self.telephony.put(
             "session_start",
             SessionStartEvent(

@@ -69,7 +69,7 @@ class Microphone:
             oldest = self._waiting.popleft()
             self._waiting_bytes -= len(oldest)
             dropped += len(oldest)
-        return self._media.ms(dropped)
+        return self._media.ms(dropped) if dropped else 0.0
 
     def due(self, now: float) -> list[bytes]:
         """What goes to the agent at this moment: audio or, where none covers the time, silence."""
@@ -84,7 +84,7 @@ class Microphone:
             # it counts as just spoken: the time line never runs ahead by more than what has come at once
             self._covered_until = max(self._covered_until, now - seconds) + seconds
             pieces.append(data)
-        if silence := self._silence(now):
+        if now > self._covered_until and (silence := self._silence(now)):
             self._ahead += self._media.ms(len(silence)) / 1000
             pieces.append(silence)
         return pieces

@@ -52,6 +52,7 @@ TURNED_AWAY_WAIT_SECONDS = 0.5
 
 CLOSING_SECONDS = 10.0
 KEEP_SECONDS = 60.0
+COUNT_SECONDS = 1.0
 ORPHAN_ROOM = 1.5
 LOOK_SECONDS, STALE_SECONDS = 0.5, 3.0
 """How often the others' agent connections are counted; an older count keeps no call out."""
@@ -460,14 +461,15 @@ class Worker:
     async def _tick(self) -> None:
         """One clock for all calls."""
         every = self.settings.caller_silence_ms / 1000
-        due = self.loop.time()
+        due = count_at = self.loop.time()
         while True:
             due = max(due + every, self.loop.time())
             await asyncio.sleep(due - self.loop.time())
             now = self.loop.time()
-            states: Counter[str] = Counter()
             for conversation in self._conversations.values():
                 conversation.tick(now)
-                states[conversation.state] += 1
-            for state in CALL_STATES:
-                metrics.calls_by_state.labels(state=state).set(states[state])
+            if now >= count_at:
+                count_at = now + COUNT_SECONDS
+                states = Counter(conversation.state for conversation in self._conversations.values())
+                for state in CALL_STATES:
+                    metrics.calls_by_state.labels(state=state).set(states[state])

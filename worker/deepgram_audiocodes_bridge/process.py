@@ -465,7 +465,8 @@ class Process:
                 self._expected[cid] = session
 
         try:
-            await edge.serve(socket, Door(name, "", 0, tuple(config.preferred_media_formats)), on_call=on_call)
+            formats, play = tuple(config.preferred_media_formats), config.play_media_format
+            await edge.serve(socket, Door(name, "", 0, formats, play_format=play), on_call=on_call)
             if served._control is not None:
                 await served._control.over()
         finally:
@@ -552,6 +553,7 @@ class Process:
             tokens=() if config.authenticate is not None else tokens,
             authenticate=self._authenticate(config),
             authenticate_seconds=self.settings.authenticate_timeout,
+            play_format=config.play_media_format,
         )
 
     def _authenticate(self, config: BridgeConfig) -> Any:

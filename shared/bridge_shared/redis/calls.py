@@ -60,7 +60,7 @@ YOUNG_MS: Final = 10_000
 """Index entries younger than this are not swept: their call may be being written."""
 
 SUMMARY: Final = (
-    "state reason detail bridge caller bot media_format created_ms active_ms ended_ms session_id last "
+    "state reason detail bridge caller bot media_format play_format created_ms active_ms ended_ms session_id last "
     "finish finished_ms finish_attempts finisher owner we end_token handoff"
 )
 """What is left of a call when its finish is done, beside which handlers succeeded."""
@@ -72,6 +72,8 @@ class CallRecord:
 
     Attributes:
         reason: one of the SDK's four, once ended; `detail` says more in a word or a code.
+        media_format: of the caller's audio.
+        play_format: of the agent's, if that is another; empty: the same.
         ee: epoch of the attachment `edge`; `we`: epoch of the owner `owner`. 0: there has been none.
         created_at: ISO 8601, UTC, by Redis's clock; so `active_at`, `ended_at`.
         start: the parameters of the conversation's start, from `session.initiate` and the `start` activity.
@@ -91,6 +93,7 @@ class CallRecord:
     caller: str = field(repr=False)
     bot: str
     media_format: str
+    play_format: str
     edge: str
     ee: int
     owner: str
@@ -726,6 +729,7 @@ def _record(cid: str, flat: Sequence[Any]) -> CallRecord:
         caller=get("caller", ""),
         bot=get("bot", ""),
         media_format=get("media_format", ""),
+        play_format=get("play_format", ""),
         edge=get("edge", ""),
         ee=_int(get("ee")),
         owner=get("owner", ""),

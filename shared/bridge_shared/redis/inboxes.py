@@ -171,7 +171,10 @@ class Inbox:
         await self.open()
         self._cursor = "0-0"
         if self._lost is not None:
-            self._call("", self._lost)
+            try:
+                self._lost()
+            except Exception as error:  # noqa: BLE001  the inbox is there again, whatever its user makes of it
+                self._failed("", error)
 
     def _entry(self, fields: list[bytes]) -> None:
         self.entries += 1
@@ -185,14 +188,14 @@ class Inbox:
             self._tell("", error, "an inbox entry cannot be read")
             return
         if frames:
-            self._call(sender, lambda: self._deliver(sender, frames))
+            try:
+                self._deliver(sender, frames)
+            except Exception as error:  # noqa: BLE001  a fault of one call must not stop the frames of all others
+                self._failed(sender, error)
 
-    def _call(self, sender: str, function: Callable[[], None]) -> None:
-        try:
-            function()
-        except Exception as error:  # noqa: BLE001  a fault of one call must not stop the frames of all others
-            self.failed += 1
-            self._tell(sender, error, "frames could not be handled")
+    def _failed(self, sender: str, error: Exception) -> None:
+        self.failed += 1
+        self._tell(sender, error, "frames could not be handled")
 
     def _tell(self, sender: str, error: Exception, message: str) -> None:
         """Once per sender and kind of error: a pod that sends nonsense sends much of it."""

@@ -164,6 +164,12 @@ class BridgeConfig:
         redact: given every utterance before it is stored, returns what of it may be kept; likewise every text, number
             and name in the arguments and answers of function calls. Ours. It runs in the thread that moves audio, so it
             must be quick; what it raises costs the utterance.
+        play_media_format: what the agent speaks in, when the caller's side offers it: `raw/lpcm16` lets callers hear a
+            voice of 16 kHz while their own audio comes as mu-law. Each play stream names its own format, so the two may
+            differ (Bot API reference §2.3). None, or one that is not offered (a warning names those that are): that of
+            the caller's audio, as in the original, which replaces `audio` of `deepgram_config` likewise. Ours. The edge
+            chooses, so one that runs without this file knows nothing of it. Pods of a release without this field would
+            play such calls as noise: set it when none is left.
     """
 
     deepgram_api_key: str = field(repr=False)
@@ -175,6 +181,7 @@ class BridgeConfig:
     preferred_media_formats: tuple[AudioCodesMediaFormat, ...] = ("raw/mulaw", "raw/lpcm16_8", "raw/lpcm16")
     name: str | None = None  # ours
     redact: Callable[[str], str] | None = None  # ours
+    play_media_format: AudioCodesMediaFormat | None = None  # ours
 
 
 @dataclass(frozen=True, slots=True)

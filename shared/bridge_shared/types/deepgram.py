@@ -446,7 +446,8 @@ class DeepgramAudioOutput(TypedDict, total=False):
 
 
 class DeepgramAudio(TypedDict, total=False):
-    """Whatever stands here is replaced by what the call's media format needs (§2, §8.4)."""
+    """Whatever stands here is replaced by what the call's media formats need (§2, §8.4);
+    `BridgeConfig.play_media_format` says what the agent speaks in."""
 
     input: DeepgramAudioInput
     output: DeepgramAudioOutput
