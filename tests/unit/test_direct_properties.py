@@ -26,12 +26,19 @@ from websockets.asyncio.connection import Connection
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
+from websockets.protocol import State
 from websockets.streams import StreamReader
 
 from bridge_shared.direct import Direct, Message, Take
 
 LONGEST = 80_000
 PATIENCE = 10
+OPTIONS: dict[str, Any] = {
+    "compression": None,
+    "max_size": LONGEST,
+    "ping_interval": None,
+    "max_queue": None,  # packets come whether reading is paused or not; the end of the stream must come too
+}
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="
 UPGRADE = (
     b"GET / HTTP/1.1\r\nHost: bridge\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -110,9 +117,7 @@ async def server(kind: type[ServerConnection], behind: bytes = b"", *, at_once: 
         accepted.set_result(socket)
         await socket.wait_closed()
 
-    async with serve(
-        handle, "127.0.0.1", 0, create_connection=Noted, compression=None, max_size=LONGEST, ping_interval=None
-    ) as listening:
+    async with serve(handle, "127.0.0.1", 0, create_connection=Noted, **OPTIONS) as listening:
         reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
         try:
             socket = await made.get()
@@ -143,14 +148,7 @@ async def client(
     port = listening.sockets[0].getsockname()[1]
 
     async def dial() -> ClientConnection:
-        return await connect(
-            f"ws://127.0.0.1:{port}",
-            create_connection=create,
-            compression=None,
-            max_size=LONGEST,
-            ping_interval=None,
-            proxy=None,
-        )
+        return await connect(f"ws://127.0.0.1:{port}", create_connection=create, proxy=None, **OPTIONS)
 
     connecting = asyncio.create_task(dial())
     reader, writer = await accepted.get()
@@ -370,6 +368,31 @@ async def test_messages_that_come_byte_by_byte_are_heard(open_line: Any, kind: A
     assert outcome.received == 1000
 
 
+@plain_and_direct
+@pytest.mark.parametrize(
+    "begun",
+    [
+        [Piece(FIN | BINARY, declared=LONGEST + 1)],
+        [Piece(BINARY, bytes(LONGEST)), Piece(CONT, declared=1)],
+        [Piece(BINARY, bytes(LONGEST)), Piece(FIN | PING, declared=1)],
+        [Piece(FIN | BINARY, declared=20, flip=True)],
+        [Piece(FIN | 11, declared=20)],
+        [Piece(TEXT, b"in pieces"), Piece(FIN | TEXT, b"not another one")],
+    ],
+)
+async def test_what_is_wrong_is_refused_as_soon_as_it_can_be_known(
+    open_line: Any, kind: Any, masked: bool, begun: list[Piece]
+) -> None:
+    async with open_line(kind) as line:
+        reading = asyncio.create_task(line.socket.each(lambda message: None))
+        await asyncio.sleep(0)
+        line.socket.data_received(b"".join(piece.written(masked=masked) for piece in begun))
+        assert line.socket.state is State.CLOSING
+        await line.answers()
+        with pytest.raises(ConnectionClosed):
+            await reading
+
+
 async def test_a_frame_that_trickles_in_is_not_looked_at_again_with_each_byte() -> None:
     stream = Piece(FIN | BINARY, bytes(70_000)).written(masked=True)
     async with server(DirectServer) as line:
@@ -403,7 +426,7 @@ async def test_a_connection_that_breaks_off_within_a_frame_says_where(
 @pytest.mark.parametrize("kind", [PlainClient, DirectClient])
 @pytest.mark.parametrize("at_once", [1 << 20, 1, 50])
 async def test_a_client_that_is_refused_reads_why(kind: type[ClientConnection], at_once: int) -> None:
-    why = b"\x82\x05no credit\r\n\r\nat all"
+    why = b"no credit\r\n\r\n\x82\x20as if a frame began"
     refusal = b"HTTP/1.1 402 Payment Required\r\nContent-Length: %d\r\n\r\n" % len(why)
     with pytest.raises(InvalidStatus) as refused:
         async with client(kind, why, at_once=at_once, refusal=refusal):
