@@ -252,7 +252,7 @@ WRONG = st.sampled_from(
         Piece(FIN | CLOSE, (1005).to_bytes(2, "big")),
         NORMAL,
     ]
-).map(lambda piece: [piece])
+).map(lambda piece: [piece]) | st.just([Piece(TEXT, b"begun"), Piece(FIN | TEXT, b"another")])
 STREAMS = st.builds(
     lambda *parts: [piece for part in parts for item in part for piece in item],
     st.lists(ONE | FRAGMENTS, max_size=8),
@@ -368,6 +368,38 @@ async def test_messages_that_come_byte_by_byte_are_heard(open_line: Any, kind: A
     assert outcome.received == 1000
 
 
+@pytest.mark.parametrize("at_once", [1 << 20, 1, 3])
+@pytest.mark.parametrize(("open_line", "kind"), [(server, DirectServer), (client, DirectClient)])
+async def test_an_ordinary_message_is_handed_out_before_anything_else_happens(
+    open_line: Any, kind: Any, at_once: int
+) -> None:
+    async with open_line(kind, at_once=at_once) as line:
+        messages: list[Message] = []
+        reading = asyncio.create_task(line.socket.each(messages.append))
+        await asyncio.sleep(0)
+        for _ in range(2):
+            for piece in Piece(FIN | TEXT, b"text"), Piece(FIN | PING), Piece(FIN | BINARY, b"bytes"):
+                line.socket.data_received(piece.written(masked=kind is DirectServer))
+        assert messages == ["text", b"bytes"] * 2
+        reading.cancel()
+
+
+async def test_a_message_that_may_not_go_the_fast_way_is_not_handed_out_at_once() -> None:
+    DirectServer.allowed = itertools.cycle([True, False])
+    async with server(DirectServer) as line:
+        messages: list[Message] = []
+        reading = asyncio.create_task(line.socket.each(messages.append))
+        await asyncio.sleep(0)
+        for text in b"first", b"second", b"third":
+            line.socket.data_received(Piece(FIN | TEXT, text).written(masked=True))
+        assert messages == ["first"]
+        line.socket.data_received(NORMAL.written(masked=True))
+        await line.answers()
+        with pytest.raises(ConnectionClosed):
+            await reading
+        assert messages == ["first", "second", "third"]
+
+
 @plain_and_direct
 @pytest.mark.parametrize(
     "begun",
@@ -426,7 +458,7 @@ async def test_a_connection_that_breaks_off_within_a_frame_says_where(
 @pytest.mark.parametrize("kind", [PlainClient, DirectClient])
 @pytest.mark.parametrize("at_once", [1 << 20, 1, 50])
 async def test_a_client_that_is_refused_reads_why(kind: type[ClientConnection], at_once: int) -> None:
-    why = b"no credit\r\n\r\n\x82\x20as if a frame began"
+    why = b"\x82\x7dno credit, as if a frame began\r\n\r\n"
     refusal = b"HTTP/1.1 402 Payment Required\r\nContent-Length: %d\r\n\r\n" % len(why)
     with pytest.raises(InvalidStatus) as refused:
         async with client(kind, why, at_once=at_once, refusal=refusal):
@@ -449,6 +481,14 @@ async def test_what_is_sent_at_once_is_byte_for_byte_what_websockets_writes_with
         monkeypatch.setattr(secrets, "token_bytes", lambda count: mask)
         opcode = Opcode.TEXT if text else Opcode.BINARY
         assert written == Frame(opcode, payload).serialize(mask=kind is DirectClient)
+
+
+async def test_every_frame_of_a_client_has_a_mask_of_its_own() -> None:
+    async with client(DirectClient) as line:
+        for _ in range(500):
+            assert line.socket.send_now(b"!", text=True)
+        written = await line.reader.readexactly(500 * 7)
+        assert len({frame[2:6] for frame in pieces(written, 7)}) == 500
 
 
 @pytest.mark.parametrize(("open_line", "kind"), [(server, DirectServer), (client, DirectClient)])
