@@ -52,8 +52,9 @@ class Direct(Connection):
         self._masks = masks() if protocol.side is CLIENT else None
         self._longest = math.inf if protocol.max_message_size is None else protocol.max_message_size
         self._kept = bytearray()
-        """The beginning of a frame whose rest has not come, and how long it has to be for more to be said."""
+        """The beginning of a frame whose rest has not come."""
         self._needed = 0
+        """How long it has to be for more to be said."""
 
     async def each(self, take: Take) -> NoReturn:
         """Call `take` with every message, in order, until the connection ends; nobody else may call `recv` meanwhile.
