@@ -425,6 +425,20 @@ async def test_what_is_wrong_is_refused_as_soon_as_it_can_be_known(
             await reading
 
 
+@pytest.mark.parametrize(("open_line", "kind"), [(server, DirectServer), (client, DirectClient)])
+async def test_nothing_is_kept_of_what_comes_after_something_wrong(open_line: Any, kind: Any) -> None:
+    masked = kind is DirectServer
+    async with open_line(kind) as line:
+        started = Piece(FIN | BINARY, bytes(1000)).written(masked=masked)[:500]
+        line.socket.data_received(started)
+        assert line.socket._kept == started
+        line.socket.data_received(bytes(10_000) + Piece(FIN | 3).written(masked=masked))
+        assert line.socket.state is State.CLOSING
+        line.socket.data_received(started)
+        assert not line.socket._kept
+        await line.answers()
+
+
 async def test_a_frame_that_trickles_in_is_not_looked_at_again_with_each_byte() -> None:
     stream = Piece(FIN | BINARY, bytes(70_000)).written(masked=True)
     async with server(DirectServer) as line:
