@@ -106,12 +106,15 @@ class Call:
         self._speech_open = False
         self._speech_began = 0.0
         self._stream_open = False
+        self._others_logged = False
         self.bridge = ""
         self._search: asyncio.Task[None] | None = None
         """For a new owner."""
         self._turn: Turn = (0, 0)
         """The latest turn of which audio came; its first piece at `_turn_came`."""
         self._turn_came = 0.0
+        self._streamed: Turn = (0, 0)
+        """Whose play stream was opened last."""
         self._turn_texts: dict[Turn, list[str]] = {}
         """What the agent says in turns whose play stream is not open yet."""
         self._bad: dict[str, int] = {}
@@ -233,20 +236,25 @@ class Call:
                 self._skipped("too_many", "messages before session.accepted")
             return
         match event:
-            case vaic.UserAudio(data=data):
-                self._caller_audio(data)
+            case vaic.UserAudio(data=data, participant=participant):
+                if participant == self.bot.speaker:
+                    self._caller_audio(data)
+                else:
+                    self._other_audio(data)
             case vaic.ActivityReceived(activity=activity):
                 self._activity(activity)
             case vaic.UserStreamStarted(participant=participant):
                 assert self._inbound is not None
                 self.send(self.bot.stream_started())
-                self._inbound.restart()
-                self._stream_open = True
-                self.tell(Kind.USTREAM, [True, participant])
+                if participant == self.bot.speaker:
+                    self._inbound.restart()
+                    self._stream_open = True
+                    self.tell(Kind.USTREAM, [True, participant])
             case vaic.UserStreamStopped(participant=participant):
                 self.send(self.bot.stream_stopped())
-                self._stream_open = False
-                self.tell(Kind.USTREAM, [False, participant])
+                if participant == self.bot.speaker:
+                    self._stream_open = False
+                    self.tell(Kind.USTREAM, [False, participant])
             case vaic.Validate():
                 self.send(self.bot.validated())
             case vaic.Initiate():
@@ -257,6 +265,7 @@ class Call:
                 self.ended_by_peer = True
                 self.ends("session_end", tracing.word(code or ""))
                 if self._playout is not None and self._turn > (0, 0):
+                    self._playout.unsent(self._outgoing.drop_audio(self._turn))
                     self._playout.cut(self._turn, self.edge.loop.time())
                     self._act()
                 self._tasks.create_task(self._end(code, reason))
@@ -268,6 +277,17 @@ class Call:
         if samples := self._inbound.feed(data):
             self.link.send_audio(Kind.UP, [samples], len(samples), self.edge.loop.time())
 
+    def _other_audio(self, data: bytes) -> None:
+        """Of somebody beside the caller (agent-assist): two voices in turn in one stream would be none at twice the
+        speed."""
+        assert self._media is not None
+        metrics.audio_dropped_ms.labels(where="other_participant").inc(self._media.ms(len(data)))
+        if not self._others_logged:
+            self._others_logged = True
+            log.warning(
+                "a second participant is not heard by the agent; the application need not ask for it", cid=self.cid
+            )
+
     def _activity(self, activity: dict[str, Any]) -> None:
         assert self._playout is not None and self.link is not None
         match activity:
@@ -278,7 +298,9 @@ class Call:
             case {"name": "playUrlFailed"}:
                 self._playout.prompt_failed()
             case {"name": "playFinished", "value": {"playedDurationMS": int() | float() as played_ms, **value}}:
-                self._playout.vaic_played(played_ms, str(value.get("status")), self.edge.loop.time())
+                ended = self._playout.vaic_played(played_ms, str(value.get("status")), self.edge.loop.time())
+                if ended is not None:
+                    self._outgoing.drop_audio(ended)
         self._activities += 1
         self.tell(Kind.ACTIVITY, [[self.link.epoch, self._activities], activity])
 
@@ -384,7 +406,7 @@ class Call:
                     self._new_owner(event)
 
     def _new_owner(self, event: PeerChanged) -> None:
-        """Another worker has the call: tell it what the former one knew (LINK.md, Audio)."""
+        """Another worker has the call: tell it what the former one knew."""
         assert self.link is not None
         now = self.edge.loop.time()
         log.info("call has a new owner", cid=self.cid, owner=event.pod)
@@ -432,8 +454,9 @@ class Call:
             case Kind.TURNEND if playout:
                 playout.end(tuple(body[0]))
             case Kind.CUT if playout:
-                playout.unsent(self._outgoing.drop_audio())
-                playout.cut(tuple(body[0]), now)
+                turn = (body[0][0], body[0][1])
+                playout.unsent(self._outgoing.drop_audio(turn))
+                playout.cut(turn, now)
                 self._turn_texts = {turn: texts for turn, texts in self._turn_texts.items() if playout.expects(turn)}
                 metrics.cuts.inc()
                 if self.edge.settings.abort_prompts:
@@ -653,9 +676,10 @@ class Call:
                         assert self._play is not None
                         metrics.audio_dropped_ms.labels(where="caller_slow").inc(self._play.ms(len(data)))
                     else:
-                        self._outgoing.put(self.bot.play_chunk(data), audio=len(data))
+                        self._outgoing.put(self.bot.play_chunk(data), audio=len(data), turn=self._streamed)
                 case StartStream(stream_id=stream_id, turn=turn):
                     assert self._play is not None
+                    self._streamed = turn
                     if turn == self._turn:
                         metrics.playout_seconds.observe(self.edge.loop.time() - self._turn_came)
                     text = " ".join(self._turn_texts.pop(turn, ())) or None

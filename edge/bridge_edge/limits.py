@@ -50,9 +50,10 @@ class Rate:
 
     def spare(self, now: float, cost: float = 1.0) -> bool:
         """Take `cost` only if it is there; whether it was."""
-        if min(self._burst, self._left + (now - self._at) * self._rate) < min(cost, self._burst):
+        left = min(self._burst, self._left + (now - self._at) * self._rate) - min(cost, self._burst)
+        if left < 0.0:
             return False
-        self.take(now, cost)
+        self._left, self._at = left, now
         return True
 
 

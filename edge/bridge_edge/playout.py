@@ -29,7 +29,7 @@ Turn = tuple[int, int]
 """(worker epoch, number from 1 within that owner), ordered lexicographically."""
 
 REPORT_SECONDS = 0.25
-"""While a turn plays, `Played` is due at least this often (LINK.md, Audio)."""
+"""While a turn plays, `Played` is due at least this often: the worker sends more as it hears of it."""
 
 ALLOWANCE_STEP = 0.04
 """Seconds that the allowance grows by with each gap; it shrinks by a quarter of that with each turn without one."""
@@ -203,12 +203,16 @@ class Playout:
         """VAIC could not play it."""
         self._prompts.failed()
 
-    def vaic_played(self, played_ms: float, status: str, now: float) -> None:
+    def vaic_played(self, played_ms: float, status: str, now: float) -> Turn | None:
         """VAIC reports the end of something it played (Bot API reference §6.6): its word counts more than the play
-        clock's. A turn that it broke off is cut; of one that is over already what was heard is told again."""
+        clock's. A turn that it broke off is cut; of one that is over already what was heard is told again.
+
+        Returns:
+            the turn that this tells something new of: VAIC plays no more of it, whatever it is still sent.
+        """
         told = self._prompts.finished(played_ms, status)
         if told is None:
-            return
+            return None
         turn = next((known for known in self._turns if known.id == told.turn), None)
         if turn is None:
             self._actions.append(Played(told.turn, round(told.heard_ms), "cut"))
@@ -216,6 +220,7 @@ class Playout:
             self._horizon = turn.play_end = now
             turn.sent_ms = told.heard_ms
             self.cut(told.turn, now)
+        return told.turn
 
     @property
     def speaking(self) -> bool:

@@ -1,4 +1,4 @@
-"""The caller's microphone: speech and silence cut into chunks as VAIC sends them (pure; reference §5.2).
+"""The caller's microphone: speech and silence cut into chunks as VAIC sends them (pure; Bot API reference §5.2).
 
 Sound passes in real time whether anybody listens or not. From `open` on it is kept, at most 960 ms of it, until the bot
 acknowledges the stream; then all of it goes out as one chunk, and after that chunks of equal length as they fill.

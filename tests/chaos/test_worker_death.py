@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from bridge_sim.caller import SimulatedCall
 from bridge_sim.plan import CallPlan
 from bridge_sim.report import CallEvent
 from pods import Pod, Pods, application
+from puppet import says, sound, speaks
 
 SECONDS = 10.0
 
@@ -114,12 +116,12 @@ async def test_after_a_worker_died_in_silence_the_agent_knows_what_was_said_and_
 
 @pytest.mark.slow
 async def test_what_the_caller_had_said_unanswered_when_a_worker_died_is_answered(
-    redis_url: str, tmp_path: Path
+    redis_url: str, tmp_path: Path, eventually: Any
 ) -> None:
     async with scene(redis_url, tmp_path, script=AgentScript(think_s=3.0)) as s:
         await s.call.say("thank_you")
         await s.connection.wait_for(lambda agent: agent.texts and agent.texts[-1][0] == "user", SECONDS)
-        await asyncio.sleep(0.3)
+        await eventually(s.transcript)  # its line is there
         s.kill_the_owner()
         agent = await s.new_agent()
         await agent.wait_for(lambda agent: ("assistant", "You are welcome.") in agent.texts, SECONDS)
@@ -159,7 +161,7 @@ async def test_what_was_not_heard_when_a_worker_died_is_said_again(
     async with scene(redis_url, tmp_path) as s:
         await s.call.say("long_story")
         await s.connection.wait_for(lambda agent: agent.texts and agent.texts[-1][0] == "assistant", 20)
-        await asyncio.sleep(after)
+        await asyncio.sleep(after)  # into the sentence: there are words that were heard, and words that were not
         s.kill_the_owner()
         agent = await s.new_agent()
         await agent.wait_for(lambda agent: agent.injections, SECONDS)
@@ -169,6 +171,27 @@ async def test_what_was_not_heard_when_a_worker_died_is_said_again(
     said = texts(lines)
     assert len(set(said)) == len(said)
     assert agent.injections[0][1] in " ".join(content for role, content in said if role == "assistant")
+
+
+@pytest.mark.slow
+async def test_what_an_agent_had_not_said_when_its_worker_died_in_a_pause_of_it_is_said(
+    redis_url: str, tmp_path: Path, eventually: Any
+) -> None:
+    rest = "The driver will ring at your door between ten and twelve."
+    async with scene(redis_url, tmp_path) as s:
+        await says(s.connection, f"Yes. {rest}")
+        await speaks(s.connection, sound(500))
+
+        async def stored() -> bool:
+            lines = await s.transcript()
+            return bool(lines) and lines[-1].heard_ms is not None
+
+        await eventually(stored)
+        (line,) = await s.transcript()
+        assert (line.heard_ms, line.interrupted) == (500, True)
+        s.kill_the_owner()
+        agent = await s.new_agent()
+        await agent.wait_for(lambda agent: ("assistant", rest) in agent.texts, SECONDS)
 
 
 @pytest.mark.slow

@@ -116,7 +116,7 @@ async def test_calls_go_on_after_ten_seconds_of_429_and_their_worker_tries_at_mo
         began = loop.time()
         for connection in list(agent.connections):
             connection.drop()
-        await asyncio.sleep(10.0)
+        await asyncio.sleep(10.0)  # how often it is tried in this time is what is asked
         refused, shut = agent.refused, loop.time() - began
         agent.script = QUICK
         opened = loop.time()

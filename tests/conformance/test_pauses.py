@@ -14,7 +14,7 @@ from bridge_sim.plan import CallPlan
 from bridge_worker.speech import GATE_SECONDS, STILL_SECONDS, Speech, Turn
 from deepgram_audiocodes_bridge import DeepgramBridge
 from harness import configuration, running
-from puppet import MULAW, caller_said, done, says, sound, speaks
+from puppet import MULAW, caller_said, done, says, sound, speaks, turn
 from sdk import Notes, Peer, played_agent
 from telephone import heard, messages_for, stage, types, wire
 
@@ -204,7 +204,7 @@ async def test_what_is_put_into_the_callers_mouth_is_known_again_though_it_is_re
 
 @pytest.mark.slow
 async def test_a_greeting_that_waits_for_the_start_of_the_call_is_played_whole_without_agent_audio_done(
-    redis_url: str,
+    redis_url: str, eventually: Any
 ) -> None:
     async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
         await vaic.initiate()
@@ -217,20 +217,25 @@ async def test_a_greeting_that_waits_for_the_start_of_the_call_is_played_whole_w
         got = await messages_for(vaic, 4.5)
         assert len(heard(got)) == MULAW.nbytes(2800)
         assert types(got).count("playStream.start") == 1
-        await asyncio.sleep(2)
-        (line,) = await bridge.app.calls("transcript", vaic.cid)
-        assert (line.heard_ms, line.interrupted) == (2800, False)
+
+        async def stored() -> bool:
+            (line,) = await bridge.app.calls("transcript", vaic.cid)
+            return (line.heard_ms, line.interrupted) == (2800, False)
+
+        await eventually(stored)
 
 
 @pytest.mark.slow
-async def test_three_barge_ins_within_a_second_let_only_the_last_answer_be_heard(redis_url: str) -> None:
+async def test_of_three_answers_that_are_interrupted_at_once_and_a_fourth_only_the_last_is_heard_on(
+    redis_url: str, eventually: Any
+) -> None:
     async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
         await vaic.begin(supportedMediaFormats=["raw/lpcm16"])
         agent = await bridge.connection()
         for byte in (0x11, 0x22, 0x33):
             await says(agent, f"Answer {byte}.")
             await speaks(agent, bytes([byte]) * 32001)
-            await asyncio.sleep(0.2)
+            await vaic.until("playStream.chunk")
             await agent.send_json({"type": "UserStartedSpeaking"})
             await speaks(agent, bytes([byte]) * 3201)
         await caller_said(agent, "Stop.")
@@ -245,9 +250,12 @@ async def test_three_barge_ins_within_a_second_let_only_the_last_answer_be_heard
         assert set(heard(got[last:])) == {0x44}
         assert len(heard(got[last:])) == 32000
         assert types(got)[-1] == "playStream.stop"
-        await asyncio.sleep(0.5)
-        lines = await bridge.app.calls("transcript", vaic.cid)
-        assert (lines[-1].content, lines[-1].heard_ms, lines[-1].interrupted) == ("Yes.", 1000, False)
+
+        async def stored() -> bool:
+            line = (await bridge.app.calls("transcript", vaic.cid))[-1]
+            return (line.content, line.heard_ms, line.interrupted) == ("Yes.", 1000, False)
+
+        await eventually(stored)
 
 
 @pytest.mark.slow
@@ -264,6 +272,50 @@ async def test_an_agent_that_falls_silent_in_mid_sentence_and_is_lost_then_is_fo
         await messages_for(vaic, 2.5)
         agent.drop()
         await (await bridge.connection(1)).wait_for(lambda connection: ("assistant", rest) in connection.texts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["its end", "another line", "the caller's word"])
+async def test_a_line_in_which_the_agent_is_still_counts_as_interrupted_until_it_is_known_to_be_whole(
+    redis_url: str, eventually: Any, what: str
+) -> None:
+    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        agent = await bridge.connection()
+
+        async def stored(interrupted: bool) -> bool:
+            lines = await bridge.app.calls("transcript", vaic.cid)
+            return [(line.heard_ms, line.interrupted) for line in lines[:1]] == [(500, interrupted)]
+
+        await says(agent, "It is in transit, as far as I can see.")
+        await speaks(agent, sound(500))
+        await eventually(lambda: stored(True))
+        match what:
+            case "its end":
+                await done(agent)
+            case "another line":
+                await says(agent, "Anything else?")
+            case "the caller's word":
+                await agent.send_json({"type": "UserStartedSpeaking"})
+                await done(agent)  # of the line, late
+                await bridge.event("agent_audio_done")
+                await turn(agent, "Yes?", sound(300))
+                await bridge.event("agent_audio_done", 2)
+        await eventually(lambda: stored(what == "the caller's word"))
+
+
+@pytest.mark.slow
+async def test_what_an_agent_has_left_open_for_long_is_not_said_again_when_its_connection_is_renewed(
+    redis_url: str,
+) -> None:
+    text = "It is in transit, as far as I can see."
+    async with stage(redis_url, agent_session_seconds=2.0) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        agent = await bridge.connection()
+        await says(agent, text)
+        await speaks(agent, sound(500))
+        renewed = await bridge.agent.wait_for(lambda a: [c for c in a.connections[1:] if c.ready], 15)
+        assert [item["content"] for item in renewed[0].context] == [text]
 
 
 @pytest.mark.slow
@@ -316,7 +368,12 @@ async def test_a_pause_in_an_answer_breaks_no_rule_of_a_vaic_that_mutes_the_call
         await says(agent, "One second.")
         await speaks(agent, sound(700))
         await eventually(lambda: len(call.report().heard) == 1 and call.report().heard[0].status == "finished")
-        await asyncio.sleep(3)
+
+        async def taken_for_its_end() -> bool:
+            (line,) = await bridge.app.calls("transcript", call.conversation_id)
+            return line.heard_ms is not None
+
+        await eventually(taken_for_its_end)
         await says(agent, "It is in transit.")
         await speaks(agent, sound(700))
         await done(agent)

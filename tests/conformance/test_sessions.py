@@ -84,7 +84,7 @@ async def test_handlers_of_every_kind_are_called_with_session_and_event_in_the_o
 
     @bridge.on("session_end")
     async def coroutine(session: object, event: object) -> None:
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # the others would overtake it if they were not called one after the other
         note("coroutine", session, event)
 
     bridge.on("session_end")(lambda session, event: note("lambda", session, event))
@@ -182,7 +182,7 @@ async def test_no_activity_comes_before_the_session_start_handlers_have_finished
         assert session.is_active
         assert session.conversation_id == event.conversation_id
         assert session.media_format == event.media_format == "raw/mulaw"
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.3)  # the activities come meanwhile; nothing tells that they wait
         order.append("finished")
 
     bridge.on("activity")(lambda session, event: order.append(event.activity["name"]))
@@ -227,7 +227,7 @@ async def test_handlers_of_one_lane_never_overlap_and_the_lanes_do(redis_url: st
             assert lanes[name] == 1
             assert lanes["warning"] + lanes["agent_thinking"] <= 1
             together = max(together, sum(lanes.values()))
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # so that two that overlap are seen to
             lanes[name] -= 1
             seen.append(event.activity["value"] if name == "activity" else (name, event))
 
@@ -368,7 +368,7 @@ async def test_a_caller_who_is_lost_and_comes_back_goes_on_in_the_same_session(r
         await call.resume()
         s.connection.say("agent_welcome")
         await s.notes.wait("agent_audio_done")  # by then the time of the loss would have run out
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.3)  # with the 0.9 s of that sentence more than `lost_seconds`
         await call.hang_up()
         end = await s.notes.wait("session_end")
         assert len(s.agent.connections) == 1
@@ -477,12 +477,16 @@ async def test_a_transfer_that_vaic_does_not_answer_ends_the_session_in_time(
     assert [end.reason for end in s.notes.of("session_end")] == ["transfer", "ended"]
 
 
-async def test_a_caller_who_hangs_up_before_the_hangup_is_out_does_not_end_it_twice(redis_url: str) -> None:
+async def test_a_caller_who_hangs_up_before_the_hangup_is_out_does_not_end_it_twice(
+    redis_url: str, eventually: Any
+) -> None:
     async with stage(redis_url, make_bridge()) as s, calling(s.app.url) as call:
         s.connection.say("agent_hours")
         await call.wait_interruptible()
         ending = asyncio.create_task(s.notes.session.end_session())  # it lets the agent finish its sentence first
-        await asyncio.sleep(0.1)
+        worker = s.app.process.worker
+        assert worker is not None
+        await eventually(lambda: worker._conversations[call.conversation_id].parting)
         await call.hang_up()
         await ended(ending)
     assert len(s.notes.of("session_end")) == 1
@@ -605,11 +609,13 @@ async def test_every_handler_may_end_the_call_and_finds_it_ended(redis_url: str,
 async def test_a_task_that_a_handler_started_may_end_the_call_when_the_handler_has_returned(redis_url: str) -> None:
     bridge = make_bridge()
     tasks: list[asyncio.Task[None]] = []
+    returned = asyncio.Event()
+    bridge.on("activity")(lambda session, event: returned.set())  # comes when `session_start` is done with
 
     @bridge.on("session_start")
     async def begin(session: Session, event: object) -> None:
         async def later() -> None:
-            await asyncio.sleep(0.1)
+            await returned.wait()
             await session.end_session()
 
         tasks.append(asyncio.create_task(later()))

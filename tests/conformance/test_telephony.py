@@ -523,6 +523,29 @@ async def test_the_participant_of_an_agent_assist_call_is_echoed(redis_url: str)
         assert (await vaic.expect("userStream.stopped"))["participant"] == "caller"
 
 
+async def test_of_two_participants_the_agent_hears_the_first_alone_and_speech_is_reported_as_theirs(
+    redis_url: str, eventually: Any
+) -> None:
+    first, second = b"\xfe" * 1280, b"\xfd" * 1280
+    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+        await vaic.initiate()
+        await vaic.expect("session.accepted")
+        agent = await bridge.connection()
+        for participant in ("caller", "callee"):
+            await vaic.send({"type": "userStream.start", "participant": participant})
+            assert (await vaic.expect("userStream.started"))["participant"] == participant
+        for _ in range(5):
+            await vaic.send({**vaic.chunk(first), "participant": "caller"})
+            await vaic.send({**vaic.chunk(second + b"\xfd"), "participant": "callee"})
+        await vaic.send({"type": "userStream.stop", "participant": "callee"})
+        assert (await vaic.expect("userStream.stopped"))["participant"] == "callee"
+        await vaic.send({**vaic.chunk(first), "participant": "caller"})
+        await eventually(lambda: agent.heard.count(b"\xfe") == 6 * len(first))
+        assert b"\xfd" not in agent.heard
+        await vaic.send({**vaic.chunk(WORDS), "participant": "caller"})
+        assert (await vaic.expect("userStream.speech.started"))["participant"] == "caller"
+
+
 # ── activities ─────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -4,13 +4,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+
+from bridge_shared import config
 from bridge_shared.protocol.media import media
 from bridge_shared.redis.calls import Line
-from bridge_sim.agent import AgentScript
+from bridge_sim.agent import AgentConnection, AgentScript, SimulatedAgent
 from bridge_sim.caller import SimulatedCall
 from bridge_sim.plan import CallPlan
+from deepgram_audiocodes_bridge import DeepgramBridge, Session
+from deepgram_audiocodes_bridge.process import command
+from harness import configuration
+from puppet import caller_said, sound, turn
+from sdk import Notes
 from telephone import Stage, Wire, heard, stage, wire
 
 MULAW = media("raw/mulaw")
@@ -78,6 +90,97 @@ async def test_an_answer_that_vaic_broke_off_itself_is_not_sent_any_further(redi
         assert lines[0].interrupted
         agent.say("agent_welcome")  # the next one is heard again
         assert (await vaic.until("playStream.start"))[-1]["streamId"]
+
+
+class SlowSocket:
+    """A socket of an application's own that takes nothing while it is held up."""
+
+    def __init__(self, socket: ServerConnection) -> None:
+        self._socket = socket
+        self.free = asyncio.Event()
+        self.free.set()
+
+    async def __aiter__(self) -> AsyncIterator[str | bytes]:
+        async for message in self._socket:
+            yield message
+
+    async def send(self, message: str) -> None:
+        await self.free.wait()
+        await self._socket.send(message)
+
+    async def close(self) -> None:
+        await self._socket.close()
+
+
+@dataclass
+class Slow:
+    """A call on a slow socket: VAIC's end of it, the agent, and what the handlers are told."""
+
+    vaic: Wire
+    socket: SlowSocket
+    agent: AgentConnection
+    notes: Notes
+
+
+@contextlib.asynccontextmanager
+async def slow_call(redis_url: str) -> AsyncIterator[Slow]:
+    bridge = DeepgramBridge(configuration())
+    notes = Notes(bridge, "activity", "agent_audio_done", "turn_timing", "session_end")
+    sockets: list[SlowSocket] = []
+
+    async def route(socket: ServerConnection) -> None:
+        sockets.append(SlowSocket(socket))
+        await Session.serve(sockets[0], bridge)
+
+    async with (
+        SimulatedAgent(AgentScript(think_s=0)) as agents,
+        serve(route, "127.0.0.1", 0, close_timeout=1) as server,
+    ):
+        command(config.load(redis_url=redis_url, deepgram_url=agents.url, host="127.0.0.1", lost_seconds=1.0))
+        async with wire(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}") as vaic:
+            await vaic.begin()
+            await notes.wait("activity")
+            yield Slow(vaic, sockets[0], agents.connections[0], notes)
+
+
+@pytest.mark.parametrize("by_the_play_clock", ["in the middle of it", "over"])
+async def test_speech_that_vaic_broke_off_is_not_sent_behind_a_slow_socket_and_what_follows_is(
+    redis_url: str, by_the_play_clock: str
+) -> None:
+    broken_off = {"playedDurationMS": 40, "status": "interrupted"}
+    async with slow_call(redis_url) as s:
+        s.socket.free.clear()
+        await caller_said(s.agent, "Hello?")
+        if by_the_play_clock == "over":
+            await turn(s.agent, "One.", sound(500))
+            await s.notes.wait("agent_audio_done")
+            await turn(s.agent, "Two.", sound(300, 0x22))
+            await s.notes.wait("agent_audio_done", 2)
+            await s.vaic.send(s.vaic.activity("playFinished", value=broken_off))
+            await s.notes.wait("activity", 2)
+        else:
+            await turn(s.agent, "One.", sound(3000))
+            await s.notes.wait("turn_timing")  # a quarter of a second is heard
+            await s.vaic.send(s.vaic.activity("playFinished", value=broken_off))
+            await s.notes.wait("agent_audio_done")
+            await turn(s.agent, "Two.", sound(300, 0x22))
+            await s.notes.wait("agent_audio_done", 2)
+        s.socket.free.set()
+        got = [*await s.vaic.until("playStream.stop"), *await s.vaic.until("playStream.stop")]
+        assert heard(got) == sound(300, 0x22)
+        await s.vaic.hang_up()
+
+
+async def test_speech_that_waits_for_a_slow_socket_is_not_sent_behind_the_end_of_the_call(redis_url: str) -> None:
+    async with slow_call(redis_url) as s:
+        s.socket.free.clear()
+        await caller_said(s.agent, "Hello?")
+        await turn(s.agent, "One.", sound(3000))
+        await s.notes.wait("turn_timing")
+        ending = asyncio.create_task(s.vaic.hang_up())
+        await s.notes.wait("session_end")
+        s.socket.free.set()
+        assert heard(await ending) == b""
 
 
 async def test_a_report_about_a_prompt_of_vaics_own_changes_nothing(redis_url: str) -> None:

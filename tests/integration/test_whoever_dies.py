@@ -472,7 +472,7 @@ async def test_probes_are_answered_while_a_hundred_others_are_connected_to_the_a
         worker = await pods.worker()
         idle = [await asyncio.open_connection("127.0.0.1", worker.admin_port) for _ in range(100)]
         try:
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # nothing tells when the pod has accepted them
             status, _ = await asyncio.to_thread(worker.get, "/healthz")
             assert status == 200
         finally:
@@ -503,9 +503,9 @@ async def test_a_transcript_that_is_followed_goes_on_after_a_short_outage_of_red
             await call.wait_answer()
             await edge.until(lambda: any("You are welcome." in line for line in seen), 10, "the first line")
             redis_server.pause()
-            await asyncio.sleep(6)
+            await asyncio.sleep(6)  # the outage
             redis_server.resume()
-            await asyncio.sleep(3)
+            await asyncio.sleep(3)  # it is over for every connection: the end of the call is told as usual
             await call.hang_up()
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(reading, 15)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from bridge_shared.protocol.media import FORMATS, media
 from bridge_worker.microphone import (
     AHEAD_SECONDS,
+    INTAKE,
     LONGEST_SILENCE_SECONDS,
     OPEN_PATIENCE_SECONDS,
     WAITING_SECONDS,
@@ -33,6 +34,8 @@ class Agent:
         self.frames: list[tuple[float, float]] = []  # moment, seconds
         self.surplus = 0.0  # by how much it is ahead of real time, at most
         self.gap = 0.0  # the longest time that nothing covered
+        self.untaken = self.most_untaken = 0.0  # what it has and did not take in yet
+        self._took_at = NOW
         self._last = NOW
 
     def audio(self, seconds: float) -> None:
@@ -62,6 +65,9 @@ class Agent:
         self._last = max(self._last, self.now - seconds) + seconds
         self.frames.append((self.now, seconds))
         self.surplus = max(self.surplus, self.heard - (self.now - NOW))
+        self.untaken = max(0.0, self.untaken - INTAKE * (self.now - self._took_at)) + seconds
+        self._took_at = self.now
+        self.most_untaken = max(self.most_untaken, self.untaken)
         return seconds
 
     @property
@@ -199,6 +205,20 @@ def test_a_caller_who_goes_on_talking_behind_held_up_audio_is_soon_heard_without
     assert agent.caller == pytest.approx(before + CHUNK)
 
 
+@pytest.mark.parametrize("late", [1.2, 1.5, 5.0])
+def test_held_up_audio_that_comes_behind_silence_is_not_a_burst_together_with_it(late: float):
+    agent = Agent(stream_open=True)
+    agent.audio(CHUNK)
+    agent.run(late)
+    assert agent.silence > 0
+    for _ in range(int(late / CHUNK)):
+        agent.audio(CHUNK)
+    for _ in range(50):
+        agent.run(CHUNK, CHUNK / 2)
+        agent.audio(CHUNK)
+    assert agent.most_untaken <= AHEAD_SECONDS + CHUNK
+
+
 def test_one_message_of_minutes_is_cut_to_its_newest_part():
     agent = Agent(stream_open=True)
     agent.audio(130.0)
@@ -257,6 +277,7 @@ def test_the_time_line_is_covered_and_never_by_much_more_than_real_time(
     elapsed = agent.now - NOW
     assert agent.heard <= 1.25 * elapsed + 1.1
     assert agent.surplus <= 1.1
+    assert agent.most_untaken <= AHEAD_SECONDS + CHUNK
     assert agent.gap <= 1.0 + tick + 0.001
 
 

@@ -22,6 +22,7 @@ from bridge_worker.speech import (
     STILL_SECONDS,
     UNSPOKEN_SECONDS,
     WAITING_BYTES,
+    GoesOn,
     LineHeard,
     Speech,
     Turn,
@@ -104,6 +105,31 @@ def test_at_another_edge_a_turn_goes_on_where_the_last_report_left_it(heard: int
     for more in range(0, 5000, 250):
         worker.played(T2, more)
     assert worker.sent[T2] == sound(5000)[MULAW.nbytes(heard) :]
+
+
+@pytest.mark.parametrize(
+    "heard, unheard", [(0, "abcd"), (299, "abcd"), (300, "cd"), (1299, "cd"), (1300, "d"), (1500, "d")]
+)
+def test_at_another_edge_it_is_known_of_which_lines_something_is_to_be_heard_yet(heard: int, unheard: str):
+    worker = Worker()
+    worker.speech.line("a")  # shares its audio with the next
+    worker.speech.line("b")
+    worker.audio(sound(300))
+    worker.speech.line("c")
+    worker.audio(sound(1000))
+    worker.speech.line("d")
+    if heard > 1300:
+        worker.audio(sound(1000))
+    worker.played(T1, heard)
+    assert worker.speech.edge_changed(NOW) == [GoesOn(T1, T2, tuple(unheard))]
+
+
+def test_of_a_turn_that_was_heard_as_far_as_it_goes_no_line_is_to_be_heard_at_another_edge():
+    worker = Worker()
+    worker.speech.line("a")
+    worker.audio(sound(300))
+    worker.played(T1, 300)
+    assert worker.speech.edge_changed(NOW) == [GoesOn(T1, T2, ())]
 
 
 def test_a_turn_that_goes_on_at_another_edge_is_reported_whole():

@@ -288,6 +288,26 @@ def test_two_participants_get_their_answers_in_order() -> None:
     assert bot.receive(vaic_chunk("callee")) == [UserAudio(b"\xff", "callee")]
 
 
+def test_of_two_participants_the_first_is_the_caller_for_the_whole_call() -> None:
+    bot, vaic = call()
+    for participant in ("caller", "callee", "callee", "caller"):
+        bot.receive(vaic.user_stream_start(participant))
+        assert vaic.receive(bot.stream_started()) == [UserStreamAck(True, participant)]
+        assert bot.speaker == "caller"
+        assert vaic.receive(bot.hypothesis("hello")) == [Speech("hypothesis", "hello", None, "caller")]
+        bot.receive(vaic.user_stream_stop(participant))
+        vaic.receive(bot.stream_stopped())
+
+
+def test_after_a_resume_the_first_participant_who_is_heard_is_the_caller() -> None:
+    bot = Bot()
+    bot.receive(json.dumps({"type": "session.resume", "conversationId": CID}))
+    bot.accepted("raw/mulaw")
+    bot.receive(vaic_chunk("callee"))
+    bot.receive(says("userStream.start", participant="caller"))
+    assert bot.speaker == "callee"
+
+
 def vaic_chunk(participant: str) -> bytes:
     return says("userStream.chunk", audioChunk="/w==", participant=participant)
 

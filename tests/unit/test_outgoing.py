@@ -13,21 +13,22 @@ BIG = 256 * 1024
 MANY = 200  # 50 MiB: more than loopback holds by itself
 
 
-async def test_speech_that_waits_before_a_slow_socket_is_dropped_at_a_cut_and_nothing_else() -> None:
+async def test_speech_of_a_turn_that_waits_before_a_slow_socket_is_dropped_at_its_cut_and_nothing_else() -> None:
     dropped: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def slow(socket: ServerConnection) -> None:
         outgoing = Outgoing(socket, lambda _: None, lambda: None)
         writer = asyncio.create_task(outgoing.run())
         for _ in range(MANY):
-            outgoing.put(b"s" * BIG, audio=1000)
+            outgoing.put(b"s" * BIG, audio=1000, turn=(1, 1))
         outgoing.put(b"stop")
+        outgoing.put(b"later", audio=1000, turn=(1, 2))
         before = -1
         while outgoing.backlog != before:  # until the socket takes no more
             before = outgoing.backlog
             await asyncio.wait([writer], timeout=0.1)
-        left = outgoing.drop_audio()
-        assert outgoing.backlog == BIG + len(b"stop")  # the socket may have a part of the first
+        left = outgoing.drop_audio((1, 1))
+        assert outgoing.backlog == BIG + len(b"stop" + b"later")  # the socket may have a part of the first
         outgoing.put(b"end")
         dropped.set_result(left)
         await socket.wait_closed()
@@ -41,5 +42,5 @@ async def test_speech_that_waits_before_a_slow_socket_is_dropped_at_a_cut_and_no
             while got[-1] != "end":
                 got.append(await vaic.recv())
     assert left > 0
-    assert [message for message in got if len(message) < BIG] == ["stop", "end"]
-    assert len(got) - 2 == MANY - left // 1000
+    assert [message for message in got if len(message) < BIG] == ["stop", "later", "end"]
+    assert len(got) - 3 == MANY - left // 1000

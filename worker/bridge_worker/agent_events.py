@@ -20,7 +20,7 @@ from bridge_shared.types import deepgram as types
 from bridge_shared.types import extra
 from bridge_worker.functions import Record
 from bridge_worker.recovery import CHARACTERS_PER_SECOND, Echo, Recovery, recover
-from bridge_worker.speech import LineHeard, TurnOver
+from bridge_worker.speech import GoesOn, LineHeard, TurnOver
 
 if TYPE_CHECKING:
     from bridge_worker.conversation import Conversation
@@ -46,8 +46,12 @@ class AgentEvents:
         self._again: tuple[str, ...] = ()
         """The entries of which the rest is said again, in the turn `_again_turn`."""
         self._again_turn: tuple[int, int] | None = None
+        self._again_texts: list[str] = []
+        """What of it the agent has begun to say."""
         self._broken: dict[str, LineHeard] = {}
-        """The lines in the middle of which an agent was lost."""
+        """The lines in the middle of which an agent was lost, or is still."""
+        self._pausing: str | None = None
+        """The one of these with which the agent may go on."""
         for line in said:
             self._text(line.role, line.content)
         self._ignored: dict[str, int] = {}
@@ -72,13 +76,17 @@ class AgentEvents:
                 self._agent_says(c.redacted(content))
             case dg.UserStartedSpeaking():
                 c.caller_spoke_at = c.loop.time()
+                self._pausing = None
                 c.functions.caller_spoke()
                 c.speech.cut(c.loop.time())
                 c.caller.tell(Kind.SPEECH, ["started", ""])
                 c.event("user_started_speaking", types.UserStartedSpeakingEvent(session_id=self._id))
             case dg.AgentAudioDone():
+                unfinished = c.speech.unfinished
                 if not c.speech.done(c.loop.time()):
                     self.audio_done()
+                if c.speech.unfinished is None:
+                    self._line_ended(unfinished)
             case dg.AgentThinking(content=content):
                 c.event("agent_thinking", types.AgentThinkingEvent(session_id=self._id, content=content))
             case dg.AgentStartedSpeaking(total_latency=total, tts_latency=tts, ttt_latency=ttt):
@@ -157,7 +165,7 @@ class AgentEvents:
         waiting = functions.open_calls(lines, caller_speaks=caller_speaks)
         recovery = recover(lines, functions.history(), caller_speaks=caller_speaks, call_open=bool(waiting))
         self._echo, self._agent_echo = Echo(recovery.caller_says), Echo(recovery.agent_says)
-        self._again, self._again_turn = recovery.again, None
+        self._again, self._again_turn, self._again_texts = recovery.again, None, []
         return recovery, waiting
 
     def taken_over(self, why: str) -> None:
@@ -170,6 +178,8 @@ class AgentEvents:
         left = float(heard_ms)
         for line in self._lines():
             if line.turn == f"{turn[0]}-{turn[1]}" and line.role == "assistant":
+                if whole and line.interrupted:  # it was stored that its owner waited for the rest
+                    continue
                 spoken = _spoken_ms(line.content)
                 part = spoken if whole else min(spoken, max(0.0, left))
                 heard.append(LineHeard(line.id, round(part), part < spoken))
@@ -203,16 +213,56 @@ class AgentEvents:
             self._again, self._again_turn = (), None
         return self.heard(lines)
 
+    def goes_on(self, rest: GoesOn) -> str:
+        """The rest of a turn is played at another edge; returns the text of what is not heard to its end."""
+        texts = []
+        if rest.former == self._again_turn:
+            self._again_turn = rest.turn
+            texts += self._again_texts
+        contents = {entry: fields["content"] for entry, fields in self._c.lines.lines}
+        return " ".join([*texts, *(contents[entry] for entry in rest.entries if entry in contents)])
+
     def agent_gone(self) -> None:
-        """The agent is lost, maybe in the middle of a line: by the usual speed of speech, what has come is not all."""
+        """The agent is lost, maybe in the middle of a line."""
+        self._pausing = None
+        self._break_off()
+
+    def agent_still(self) -> None:
+        """A turn has ended only because the agent says nothing more, maybe in the middle of a line, with which it may
+        go on. Should this worker die before it does, the next one has to know."""
+        if (line := self._break_off()) is not None:
+            self._pausing = line.entry
+            self._c.caller.heard([line])
+
+    def agent_rests(self) -> None:
+        """The agent is not expected to go on."""
+        self._line_ended(self._c.speech.unfinished)
+
+    def _break_off(self) -> LineHeard | None:
+        """Note that the line that the agent is in the middle of is not whole; None if there is none, or by the usual
+        speed of speech what has come may be all."""
         unfinished = self._c.speech.unfinished
         if unfinished is None:
-            return
+            return None
         entry, received_ms = unfinished
         content = next((line.content for line in self._lines() if line.id == entry), "")
-        if received_ms < _spoken_ms(content) * WHOLE:
-            self._broken[entry] = LineHeard(entry, round(received_ms), True)
-            self.heard([self._broken[entry]])
+        if received_ms >= _spoken_ms(content) * WHOLE:
+            return None
+        line = self._broken[entry] = LineHeard(entry, round(received_ms), True)
+        self.heard([line])
+        return line
+
+    def _line_ended(self, unfinished: tuple[str, float] | None) -> None:
+        """There is no more of the line in which the agent was still. If it has gone on with it since, the end of that
+        turn says what was heard. `unfinished`: as the speech knew it before that."""
+        entry, self._pausing = self._pausing, None
+        line = self._broken.pop(entry, None) if entry is not None else None
+        if (
+            line is not None
+            and unfinished is not None
+            and (unfinished[0], round(unfinished[1])) == (entry, line.heard_ms)
+        ):
+            self._c.caller.heard(self.heard([replace(line, interrupted=False)]))
 
     def _user_said(self, content: str) -> None:
         c = self._c
@@ -241,6 +291,7 @@ class AgentEvents:
         c.injections.said("assistant", content)
         if self._agent_echo.takes(content):  # what the caller had not heard, said again
             self._again_turn = turn = c.speech.begin()
+            self._again_texts.append(content)
             c.caller.tell(Kind.SPEECH, ["agent", content, list(turn)])
             return
         if c.speech.unwanted(c.loop.time()):  # VAIC broke this answer off
@@ -248,7 +299,9 @@ class AgentEvents:
             c.caller.heard(self.heard([LineHeard(entry, 0, True)]))
             c.event("conversation_text", self._text("assistant", content))
             return
+        unfinished = c.speech.unfinished
         turn = c.speech.begin()
+        self._line_ended(unfinished)
         entry = self._store("assistant", content, turn)
         c.speech.line(entry)
         c.caller.tell(Kind.SPEECH, ["agent", content, list(turn)])

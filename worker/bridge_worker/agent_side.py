@@ -256,7 +256,7 @@ class AgentSide:
             span.end(cut_off=True)
 
     async def _roll_over(self, agent: Agent) -> None:
-        """Replace a connection that has become old, before Deepgram ends it at two hours (Voice Agent reference §7.4).
+        """Replace a connection that has become old, before Deepgram ends it at two hours (Voice Agent reference §5.3).
         The next one is opened first, and the two change places when nobody speaks."""
         settings = self._worker.settings
         await asyncio.sleep(settings.agent_session_seconds)

@@ -298,7 +298,9 @@ class CallerSide:
         if not event.first:
             metrics.resumes.inc()
             self._link.drop_audio()  # for the new edge it has other turn ids
-            self._c.speech.edge_changed(self._loop.time())
+            for turn in self._c.speech.edge_changed(self._loop.time()):
+                if text := self._c.events.goes_on(turn):
+                    self._send(Kind.SPEECH, ["agent", text, list(turn.turn)])  # before the speech itself
         for _kind, body in event.unknown:
             names = ", ".join(str(activity.get("name")) for activity in body[1])
             self._c.telephony.put(

@@ -31,7 +31,7 @@ REPEATABLE = {
     "resumeCallRecording",
     "expectAnotherBotMessage",
 }
-"""Activities that go again when it is not known whether they were carried out: twice does no harm (LINK.md)."""
+"""Activities that go again when it is not known whether they were carried out: twice does no harm."""
 
 REACTION_SECONDS = 2.0
 """An injection that is neither refused nor said by then is taken for accepted: no answer at all is documented

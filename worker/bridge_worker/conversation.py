@@ -301,7 +301,10 @@ class Conversation:
             # looked at again and again, for handlers that return tell nobody
             if await self.within(min(left, QUIET_LOOK_SECONDS), lambda: self.quiet or self.over):
                 break
-        return self.quiet and not self.over
+        if not self.quiet or self.over:
+            return False
+        self.events.agent_rests()
+        return True
 
     async def accept(self) -> None:
         """The agent is there: the call is active, and VAIC and the handlers learn it. Cancelling it may leave that
@@ -334,6 +337,7 @@ class Conversation:
         """What comes with time: silence for the agent, and the end of a turn whose end the agent does not tell."""
         self.agent.feed(now)
         if self.speech.expire(now):
+            self.events.agent_still()
             self.caller.pump()
 
     def fenced(self) -> None:

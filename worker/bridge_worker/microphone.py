@@ -6,7 +6,8 @@ caller's stream around every prompt when barge-in is off (Bot API reference §5.
 encoding is made for exactly the time that audio does not cover, never as a burst.
 
 Nor does audio that was held up on its way, or while there was no agent, go to it as a burst: it would only be late
-by as much for the rest of the call (§5.2). Of what comes too fast the newest two seconds wait, the rest is dropped.
+by as much for the rest of the call (Voice Agent reference §5.2). Of what comes too fast the newest two seconds wait,
+the rest is dropped.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ LONGEST_SILENCE_SECONDS = 1.0
 """After a stall of ours the missed silence is not made up for."""
 
 AHEAD_SECONDS = 1.0
-"""What the agent may have beyond what it has taken in: VAIC keeps nearly as much until its stream is open."""
+"""What the agent may have, audio and silence, beyond what it has taken in: VAIC keeps nearly as much until its stream
+is open."""
 
 INTAKE = 1.25
-"""Deepgram takes in speech at most so many times as fast as it is spoken (§5.2)."""
+"""Deepgram takes in speech at most so many times as fast as it is spoken (Voice Agent reference §5.2)."""
 
 WAITING_SECONDS = 2.0
 
@@ -83,6 +85,7 @@ class Microphone:
             self._covered_until = max(self._covered_until, now - seconds) + seconds
             pieces.append(data)
         if now > self._covered_until and (silence := self._silence(now)):
+            self._ahead += self._media.ms(len(silence)) / 1000
             pieces.append(silence)
         return pieces
 

@@ -17,13 +17,13 @@ from bridge_shared.protocol.media import Aligner, Media
 Turn = tuple[int, int]
 
 CREDIT_MS = 2000.0
-"""How much of a turn may be with the edge and not heard yet (LINK.md, Audio)."""
+"""How much of a turn may be with the edge and not heard yet."""
 
 PIECE_MS = 400.0
 WAITING_SECONDS = 60.0
 WAITING_BYTES = 1024 * 1024
 FRESH_SECONDS = 2.0
-"""A turn of which the edge told something so lately goes on at the next edge, an older one is cut (LINK.md, Audio)."""
+"""A turn of which the edge told something so lately goes on at the next edge, an older one is cut."""
 
 OVER_TURNS = 4
 """Turns that are over and of which VAIC may still tell that it has played more or less than the edge's clock says."""
@@ -34,7 +34,7 @@ GATE_SECONDS = 1.5
 
 STILL_SECONDS = 2.0
 """A turn that was heard as far as it goes, and brings nothing new for so long, is over: its `AgentAudioDone` is
-missing (§4.3), or came before its last audio. If the agent was only thinking, what it says next is another turn."""
+missing (§4.2), or came before its last audio. If the agent was only thinking, what it says next is another turn."""
 
 THINKING_SECONDS = 5.0
 """How long after that the agent may still be about to go on, and is better not replaced."""
@@ -75,6 +75,15 @@ class TurnOver:
     state: str
     lines: tuple[LineHeard, ...]
     announce: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GoesOn:
+    """A turn under its new id for another edge, and the entries of the lines that were not heard to their end."""
+
+    former: Turn
+    turn: Turn
+    entries: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -272,21 +281,30 @@ class Speech:
         self._out = [item for item in self._out if item[0] is not Kind.DOWN]
         self._out.append((Kind.CUT, [list(self._turns[-1].id)], 0))
 
-    def edge_changed(self, now: float) -> None:
+    def edge_changed(self, now: float) -> list[GoesOn]:
         """The caller is at another edge, which has nothing of what the former one had. What was not heard goes to it
         as turns with ids of their own, from where the former one's last report left it; after a longer silence it is
-        cut instead."""
+        cut instead.
+
+        Returns:
+            the turns that go on, which the edge knows nothing of: to be told to it before `take`.
+        """
         if now > self._told_at + FRESH_SECONDS and any(turn.received_ms for turn in self._turns):
-            return self.cut(now)
+            self.cut(now)
+            return []
         cut = [turn for turn in self._turns if turn.cut]
         self._out = [(Kind.CUT, [list(cut[-1].id)], 0)] if cut else []  # its report may be lost with the former edge
-        going_on: deque[_Turn] = deque()
+        turns: deque[_Turn] = deque()
+        going_on = []
         for turn in self._turns:
-            going_on.append(turn if turn.cut else self._again(turn))
+            turns.append(turn if turn.cut else self._again(turn))
             if turn is self._current:
-                self._current = going_on[-1]
-        self._turns = going_on
+                self._current = turns[-1]
+            if not turn.cut:
+                going_on.append(GoesOn(turn.id, turns[-1].id, _unheard(turns[-1])))
+        self._turns = turns
         self._spend()
+        return going_on
 
     def played(self, turn_id: Turn, heard_ms: float, state: str, now: float) -> list[TurnOver]:
         """Take the edge's report on a turn. Reports on turns that are over already are ignored."""
@@ -410,3 +428,16 @@ class Speech:
             missed = heard < spoken - ROUNDING_MS if spoken else turn.heard_ms <= line.begins_ms
             lines.append(LineHeard(line.entry, round(heard), missed and not whole))
         return TurnOver(turn.id, state, tuple(lines), announce=turn.announce)
+
+
+def _unheard(turn: _Turn) -> tuple[str, ...]:
+    """The entries of the lines of which something is to be heard yet, of a turn that begins where it was heard to."""
+    entries = []
+    for line in turn.lines:
+        # a line without audio of its own shares that of the next one
+        ends = min(
+            (other.begins_ms for other in turn.lines if other.begins_ms > line.begins_ms), default=turn.received_ms
+        )
+        if ends > 0 or line.begins_ms >= 0:
+            entries.append(line.entry)
+    return tuple(entries)

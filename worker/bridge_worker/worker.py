@@ -40,7 +40,7 @@ from bridge_worker.sweeper import Sweeper
 log = logs.get("worker")
 
 FULL_LOAD_WAIT_SECONDS = 0.02
-"""A worker waits this long, times its load, before it claims: so the emptiest is first (LINK.md, Offer)."""
+"""A worker waits this long, times its load, before it claims: so the emptiest is first."""
 
 TIE_SECONDS = 0.004
 """Among workers with the same load chance decides, for each call anew: so that no one gets all of a burst."""

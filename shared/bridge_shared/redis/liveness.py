@@ -2,7 +2,7 @@
 
 A lease in Redis was tried: a 5 s pause of the server made every call change hands, and a step of its clock emptied
 or froze all leases. So every pod counts up in Redis, and the others measure how long each counter has stood still
-*while they themselves were being served promptly* (reliability.md §2.2). Whatever disturbs the observer (a pause of
+*while they themselves were being served promptly*. Whatever disturbs the observer (a pause of
 Redis, a failover, its own garbage collection, an overcommitted host) only makes it wait.
 """
 

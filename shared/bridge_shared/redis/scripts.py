@@ -3,10 +3,10 @@
 Scripts are named by the hash of their text, so two versions of this program can run beside each other. Each touches
 the keys of one hash slot only and takes the time from Redis, in milliseconds. ``flags=allow-oom`` marks those that
 must work at maxmemory: there a plain HINCRBY or XADD is refused, heartbeats would stop and every pod look dead at
-once (reliability.md §0). Creating a call is not among them: a full Redis takes no new calls.
+once. Creating a call is not among them: a full Redis takes no new calls.
 
 Epochs: the next one is max(stored + 1, Redis TIME in ms, witness + 1), so it is unique even after a failover that
-lost the last claim and after FLUSHALL (§7 of the design). They stay below 2^53 and are exact in Lua's doubles.
+lost the last claim and after FLUSHALL. They stay below 2^53 and are exact in Lua's doubles.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Sentinels are asked in turn, the one that answered last first. What they say is checked: a server that does not take
 itself for a primary is not used (`Place.check`). They are asked every second as well, because a former primary that
-was cut off or stood still goes on accepting writes until it is told, for about 10 s, and they are all lost
-(reliability.md §4): the moment another is found to be primary, every connection to the former one is closed.
+was cut off or stood still goes on accepting writes until it is told, for about 10 s, and they are all lost:
+the moment another is found to be primary, every connection to the former one is closed.
 """
 
 from __future__ import annotations

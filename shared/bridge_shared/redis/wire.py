@@ -131,7 +131,7 @@ ASKING: Final = pack("ASKING")
 _CHECKS: Final = {"": pack("PING"), "primary": pack("ROLE"), "cluster": pack("CLUSTER", "INFO")}
 
 
-# What a server says when it cannot do now what it could do a moment ago (reliability.md §4). Those without a class
+# What a server says when it cannot do now what it could do a moment ago. Those without a class
 # of their own in redis-py keep their first word.
 _OUTAGE_WORDS: Final = ("NOREPLICAS", "MISCONF", "BUSY ", "LOADING")
 # What it says when it is no longer the one to ask; ClusterDownError includes MASTERDOWN.
