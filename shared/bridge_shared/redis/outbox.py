@@ -134,7 +134,7 @@ class Outbox:
         if frame.kind in _PATIENT:
             lane.soon()
         else:
-            lane.news.set()
+            lane.news()
 
     async def run(self) -> None:
         """Write for ever, through any outage. Cancelling closes the connections; nothing else stops it."""
@@ -251,7 +251,6 @@ class _Lane(Pipeline):
         super().__init__(wire, depth=DEPTH, outage=outage)
         self._outbox = outbox
         self._linger = outbox.linger
-        self._loop = asyncio.get_running_loop()
         self._pace, self._posted_at = outbox.linger, 0.0
         """Seconds between two frames that may linger, lately."""
         self._timer: asyncio.TimerHandle | None = None
@@ -263,20 +262,20 @@ class _Lane(Pipeline):
     def soon(self) -> None:
         """There is news that may linger."""
         if not self._linger:
-            return self.news.set()
+            return self.news()
         now = time.monotonic()
         self._pace += (min(now - self._posted_at, self._linger) - self._pace) / PACE_OF
         self._posted_at = now
-        if self._timer is not None or self.news.is_set():
+        if self._timer is not None or self._due:
             return
         if self._pace * WORTH_WAITING < self._linger:
             self._timer = self._loop.call_later(self._linger, self._lingered)
         else:
-            self.news.set()
+            self.news()
 
     def _lingered(self) -> None:
         self._timer = None
-        self.news.set()
+        self.news()
 
     def connected(self) -> None:
         self._outbox.drop_old_audio(self.queue)
@@ -330,11 +329,7 @@ class _Room:
     def __init__(self, news: asyncio.Event) -> None:
         self.packed: deque[Batch] = deque()
         self.queue: deque[Item] = deque()
-        self.news = news
-
-    def soon(self) -> None:
-        """There is news that may linger."""
-        self.news.set()
+        self.news = self.soon = news.set
 
 
 class _OneLane:
@@ -417,7 +412,7 @@ class _Lanes:
         lane.queue.extend(room.queue)
         if lane.up:
             self._outbox.drop_old_audio(lane.queue)
-        lane.news.set()
+        lane.news()
 
     async def _drive(self, place: Place, lane: _Lane) -> None:
         """One lane's life; what it leaves behind is routed anew."""
