@@ -95,8 +95,7 @@ class Outbox:
             self._lanes = _Lanes(self, server.cluster, server)
         self._told: set[tuple[str, str]] = set()
         self._held = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._idle: asyncio.Event | None = None  # while somebody waits for it
         self._dropped_seen = 0
         self.dropped = 0
 
@@ -130,7 +129,6 @@ class Outbox:
         lane.queue.append((pod, frame, size, 0.0 if lane.up else time.monotonic()))
         if self._held > OUTBOX_BYTES:
             self._make_room()
-        self._idle.clear()
         if frame.kind in _PATIENT:
             lane.soon()
         else:
@@ -142,6 +140,10 @@ class Outbox:
 
     async def flush(self, timeout: float) -> bool:
         """Wait until everything posted is answered; False after `timeout` seconds. Safe to cancel."""
+        if not self._held:
+            return True
+        if self._idle is None:
+            self._idle = asyncio.Event()
         try:
             async with asyncio.timeout(timeout):
                 await self._idle.wait()
@@ -197,8 +199,9 @@ class Outbox:
     # The inside
 
     def _note_idle(self) -> None:
-        if not self._held:
+        if self._idle is not None and not self._held:
             self._idle.set()
+            self._idle = None
 
     def _pack_singly(self, pod: str, frames: list[Frame]) -> tuple[bytes, list[Frame]]:
         """One call's frame that cannot travel must not take along those of others."""

@@ -152,7 +152,10 @@ class Pipeline:
         owed[0] -= 1
         if not owed[0]:
             owed.popleft()
-            self._wire.expect(REPLY_SECONDS if owed else math.inf)
+            if owed:
+                self._wire.expect(REPLY_SECONDS)
+            else:
+                self._wire.deadline = math.inf
             if len(owed) == self._depth - 1:
                 self.news()
         self.answered(reply)

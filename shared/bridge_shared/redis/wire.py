@@ -218,6 +218,7 @@ class Wire:
     Attributes:
         opened: counts the connections made, so that a user can tell that it is talking over a new one.
         place: where it goes or went last.
+        deadline: when it is closed unless `expect` sets another, in the loop's time. Infinite: no reply is owed.
     """
 
     def __init__(self, topology: Topology, name: str, *, key: str = "") -> None:
@@ -231,7 +232,7 @@ class Wire:
         # Where the next connection goes if a server said ASK; on such a one every command follows an ASKING.
         self._asked: Place | None = None
         self._asking = False
-        self._deadline = math.inf
+        self.deadline = math.inf
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
 
@@ -372,7 +373,7 @@ class Wire:
             await self.send(pack(*args))
             return await self.reply()
         finally:
-            self.expect(math.inf)
+            self.deadline = math.inf
 
     async def calls(self, *commands: bytes, seconds: float = REPLY_SECONDS) -> list[Any]:
         """Several packed commands in one write. A reply that is an error is returned in its place, not raised.
@@ -396,7 +397,7 @@ class Wire:
                     replies.append(error)
             return replies
         finally:
-            self.expect(math.inf)
+            self.deadline = math.inf
 
     async def script(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int] = ()) -> Any:
         """Run a script by its hash, or by its text where the server does not hold it yet. As `call` otherwise."""
@@ -406,16 +407,13 @@ class Wire:
             return await self.call("EVAL", script.source, len(keys), *keys, *args)
 
     def expect(self, seconds: float) -> None:
-        """Close the connection unless this is called again within `seconds` (infinity: nothing is owed).
+        """Close the connection unless within `seconds` this is called again, or `deadline` made infinite.
 
         One lazy timer instead of a time-out around each read: re-armed only when it fires or must fire earlier.
         """
-        if seconds == math.inf:
-            self._deadline = math.inf
-            return
-        self._deadline = self._loop.time() + seconds
-        if self._timer_at > self._deadline:
-            self._arm(self._deadline)
+        self.deadline = self._loop.time() + seconds
+        if self._timer_at > self.deadline:
+            self._arm(self.deadline)
 
     def drop(self, error: Exception | None = None) -> None:
         """Close at once, discarding what is unsent; a pending read or write fails with `error`."""
@@ -428,7 +426,7 @@ class Wire:
         """Close for good or before another `open`. Safe to cancel."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer, self._timer_at, self._deadline = None, math.inf, math.inf
+        self._timer, self._timer_at, self.deadline = None, math.inf, math.inf
         if self.place is not None:
             self.place.wires.discard(self)
         self.drop()
@@ -444,13 +442,13 @@ class Wire:
 
     def _check(self) -> None:
         due, self._timer, self._timer_at = self._timer_at, None, math.inf
-        if self._deadline == math.inf or not self.connected:
+        if self.deadline == math.inf or not self.connected:
             return
         now = self._loop.time()
         if now - due > STALL_GRACE_SECONDS:
-            self._deadline = max(self._deadline, now + STALL_GRACE_SECONDS)
-        if now < self._deadline:
-            self._arm(self._deadline)
+            self.deadline = max(self.deadline, now + STALL_GRACE_SECONDS)
+        if now < self.deadline:
+            self._arm(self.deadline)
             return
         self._lost(RedisUnavailable("no reply in time"))
 
