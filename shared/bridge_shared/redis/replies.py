@@ -123,7 +123,7 @@ class Replies(asyncio.Protocol):
             self._give()
 
     def eof_received(self) -> None:
-        if self.open:
+        if self.open:  # now, for `connection_lost` comes only when the rest is sent
             self._lost(RedisUnavailable("the server closed the connection"))
 
     def connection_lost(self, exc: Exception | None) -> None:
