@@ -52,7 +52,7 @@ class Replies(asyncio.Protocol):
             notEnoughData=_MORE,
         )
         self._gets: Callable[[], Any] = self._behind_asking if asking else self._reader.gets
-        self._answering = False
+        self._answering = False  # ASKING has been, the command has not
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._room = asyncio.Event()
@@ -178,7 +178,6 @@ class Replies(asyncio.Protocol):
             if isinstance(reply, BridgeError):  # else the reply to the command would be taken for the next one's
                 self.close(reply)
                 raise reply
-            self._answering = True
         reply = self._reader.gets()
         self._answering = reply is _MORE
         return reply
