@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -153,7 +153,7 @@ class Outbox:
 
     # For the lanes
 
-    def pack(self, queue: deque[Item]) -> Iterable[Batch]:
+    def pack(self, queue: deque[Item]) -> list[Batch]:
         """Make batches of all that is queued, one for each destination."""
         batches: dict[str, list[Frame]] = {}
         sizes: dict[str, int] = {}
@@ -165,13 +165,15 @@ class Outbox:
                 batch.append(frame)
                 sizes[pod] += size
         queue.clear()
+        packed = []
         for pod, frames in batches.items():
             try:
                 blob = pack(frames)
             except FrameError:
                 blob, frames = self._pack_singly(pod, frames)
             data = resp("XADD", f"inbox:{pod}", "NOMKSTREAM", "MAXLEN", "~", MAXLEN, "*", "f", self._pod, "b", blob)
-            yield Batch(pod, frames, data, sizes[pod])
+            packed.append(Batch(pod, frames, data, sizes[pod]))
+        return packed
 
     def answered(self, batch: Batch, reply: Any) -> None:
         """Redis has taken a batch, or never will."""

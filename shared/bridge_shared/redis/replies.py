@@ -86,7 +86,7 @@ class Replies(asyncio.Protocol):
         """
         self._hear, self._resumed = hear, resumed
         try:
-            self._give()
+            self.data_received(b"")  # for what has come already
             while self._hear is not None:
                 await self._wait()
         finally:
@@ -116,11 +116,15 @@ class Replies(asyncio.Protocol):
     # For the transport
 
     def data_received(self, data: bytes) -> None:
-        self._reader.feed(data)
+        try:
+            self._reader.feed(data)
+            while self._hear is not None and (reply := self._gets()) is not _MORE and self.open:
+                if not self._hear(reply):
+                    self._hear = None
+        except Exception as error:  # noqa: BLE001  raised by `listen`
+            self.close(error)
         if self._hear is None:
             self._wake()
-        else:
-            self._give()
 
     def eof_received(self) -> None:
         if self.open:  # now, for `connection_lost` comes only when the rest is sent
@@ -142,15 +146,6 @@ class Replies(asyncio.Protocol):
             self._resumed()
 
     # The inside
-
-    def _give(self) -> None:
-        try:
-            while self._hear is not None and (reply := self._gets()) is not _MORE and self.open:
-                if not self._hear(reply):
-                    self._hear = None
-                    self._wake()
-        except Exception as error:  # noqa: BLE001  raised by `listen`
-            self.close(error)
 
     async def _wait(self) -> None:
         """Until there is something new."""
