@@ -278,6 +278,20 @@ async def test_a_paused_server_costs_no_frame(own, redis_server, eventually):
     assert own.outbox.held_bytes == 0
 
 
+async def test_what_a_full_socket_held_up_is_written_once_there_is_room(own, redis_server, eventually):
+    await eventually(lambda: own.outbox.up)
+    redis_server.pause()
+    own.outbox.post("b", audio(0, 8 * 1024 * 1024))
+    await eventually(lambda: not own.outbox._lane._wire.writable)
+    own.outbox.post("b", frame(1))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # its turn to be written has passed
+    redis_server.resume()
+    assert await own.outbox.flush(5)
+    await eventually(lambda: len(own.got) >= 2)
+    assert own.once() == [0, 1]
+
+
 async def test_an_emptied_server_is_noticed_and_frames_flow_again(own, redis_server, eventually):
     own.outbox.post("b", frame(1))
     await eventually(lambda: own.seqs == [1])

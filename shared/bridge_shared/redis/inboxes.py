@@ -8,13 +8,12 @@ link above numbers, acknowledges and re-sends them. What is promised here is the
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from bridge_shared import logs, metrics
-from bridge_shared.errors import RedisRefused, RedisUnavailable
+from bridge_shared.errors import BridgeError, RedisRefused, RedisUnavailable
 from bridge_shared.frames import Frame, FrameError, unpack
 from bridge_shared.redis import scripts
 from bridge_shared.redis.connection import Server
@@ -68,7 +67,7 @@ class Inbox:
         self._wire = server.dedicated("inbox", key=self._key)
         self._cursor = "0-0"
         self._told: set[tuple[str, str]] = set()
-        self._tend_by_text = False
+        self._tend_by_text, self._tend_at = False, 0.0
         self.entries = 0
         self.unreadable = 0
         self.failed = 0
@@ -115,32 +114,36 @@ class Inbox:
             count(error)
 
     async def _read(self) -> None:
-        wire, key = self._wire, self._key
-        now = time.monotonic
-        tend_at = trim_at = 0.0
+        wire = self._wire
+        trim_at = 0.0
         while True:
-            commands = []
-            tending = now() >= tend_at
-            if tending:
-                tend_at = now() + TEND_SECONDS
-                trim = ""
-                if now() >= trim_at and self._cursor != "0-0":
-                    trim, trim_at = self._cursor, now() + TRIM_SECONDS
-                commands.append(self._tend(trim))
-            # From a concrete id: "$" would skip what arrived between two reads.
-            commands.append(
-                resp("XREAD", "COUNT", READ_ENTRIES, "BLOCK", BLOCK_MS, "STREAMS", key, self._cursor),
-            )
+            now = time.monotonic()
+            self._tend_at = now + TEND_SECONDS
+            trim = ""
+            if now >= trim_at and self._cursor != "0-0":
+                trim, trim_at = self._cursor, now + TRIM_SECONDS
             wire.expect(BLOCK_MS / 1000 + WATCHDOG_SECONDS)
-            await wire.send(*commands)
-            if tending:
-                await self._tended()
-            reply = await wire.reply()
-            wire.expect(math.inf)
-            if reply:
-                for entry, fields in reply[0][1]:
-                    self._cursor = entry.decode()
-                    self._entry(fields)
+            await wire.send(self._tend(trim), self._ask())
+            await self._tended()
+            await wire.listen(self._heard)
+
+    def _ask(self) -> bytes:
+        # From a concrete id: "$" would skip what arrived between two reads.
+        return resp("XREAD", "COUNT", READ_ENTRIES, "BLOCK", BLOCK_MS, "STREAMS", self._key, self._cursor)
+
+    def _heard(self, reply: Any) -> bool:
+        """What XREAD has read. Asks for more at once, unless the stream is to be tended first."""
+        if isinstance(reply, BridgeError):
+            raise reply
+        if reply:
+            for entry, fields in reply[0][1]:
+                self._cursor = entry.decode()
+                self._entry(fields)
+        if time.monotonic() >= self._tend_at:
+            return False
+        self._wire.expect(BLOCK_MS / 1000 + WATCHDOG_SECONDS)
+        self._wire.write(self._ask())
+        return True
 
     def _tend(self, trim: str) -> bytes:
         script = scripts.TEND_INBOX

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -95,8 +95,7 @@ class Outbox:
             self._lanes = _Lanes(self, server.cluster, server)
         self._told: set[tuple[str, str]] = set()
         self._held = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._idle: asyncio.Event | None = None  # while somebody waits for it
         self._dropped_seen = 0
         self.dropped = 0
 
@@ -130,11 +129,10 @@ class Outbox:
         lane.queue.append((pod, frame, size, 0.0 if lane.up else time.monotonic()))
         if self._held > OUTBOX_BYTES:
             self._make_room()
-        self._idle.clear()
         if frame.kind in _PATIENT:
             lane.soon()
         else:
-            lane.news.set()
+            lane.news()
 
     async def run(self) -> None:
         """Write for ever, through any outage. Cancelling closes the connections; nothing else stops it."""
@@ -142,6 +140,10 @@ class Outbox:
 
     async def flush(self, timeout: float) -> bool:
         """Wait until everything posted is answered; False after `timeout` seconds. Safe to cancel."""
+        if not self._held:
+            return True
+        if self._idle is None:
+            self._idle = asyncio.Event()
         try:
             async with asyncio.timeout(timeout):
                 await self._idle.wait()
@@ -151,7 +153,7 @@ class Outbox:
 
     # For the lanes
 
-    def pack(self, queue: deque[Item]) -> Iterable[Batch]:
+    def pack(self, queue: deque[Item]) -> list[Batch]:
         """Make batches of all that is queued, one for each destination."""
         batches: dict[str, list[Frame]] = {}
         sizes: dict[str, int] = {}
@@ -163,13 +165,15 @@ class Outbox:
                 batch.append(frame)
                 sizes[pod] += size
         queue.clear()
+        packed = []
         for pod, frames in batches.items():
             try:
                 blob = pack(frames)
             except FrameError:
                 blob, frames = self._pack_singly(pod, frames)
             data = resp("XADD", f"inbox:{pod}", "NOMKSTREAM", "MAXLEN", "~", MAXLEN, "*", "f", self._pod, "b", blob)
-            yield Batch(pod, frames, data, sizes[pod])
+            packed.append(Batch(pod, frames, data, sizes[pod]))
+        return packed
 
     def answered(self, batch: Batch, reply: Any) -> None:
         """Redis has taken a batch, or never will."""
@@ -197,8 +201,9 @@ class Outbox:
     # The inside
 
     def _note_idle(self) -> None:
-        if not self._held:
+        if self._idle is not None and not self._held:
             self._idle.set()
+            self._idle = None
 
     def _pack_singly(self, pod: str, frames: list[Frame]) -> tuple[bytes, list[Frame]]:
         """One call's frame that cannot travel must not take along those of others."""
@@ -251,7 +256,6 @@ class _Lane(Pipeline):
         super().__init__(wire, depth=DEPTH, outage=outage)
         self._outbox = outbox
         self._linger = outbox.linger
-        self._loop = asyncio.get_running_loop()
         self._pace, self._posted_at = outbox.linger, 0.0
         """Seconds between two frames that may linger, lately."""
         self._timer: asyncio.TimerHandle | None = None
@@ -263,20 +267,20 @@ class _Lane(Pipeline):
     def soon(self) -> None:
         """There is news that may linger."""
         if not self._linger:
-            return self.news.set()
+            return self.news()
         now = time.monotonic()
         self._pace += (min(now - self._posted_at, self._linger) - self._pace) / PACE_OF
         self._posted_at = now
-        if self._timer is not None or self.news.is_set():
+        if self._timer is not None or self._due:
             return
         if self._pace * WORTH_WAITING < self._linger:
             self._timer = self._loop.call_later(self._linger, self._lingered)
         else:
-            self.news.set()
+            self.news()
 
     def _lingered(self) -> None:
         self._timer = None
-        self.news.set()
+        self.news()
 
     def connected(self) -> None:
         self._outbox.drop_old_audio(self.queue)
@@ -330,11 +334,7 @@ class _Room:
     def __init__(self, news: asyncio.Event) -> None:
         self.packed: deque[Batch] = deque()
         self.queue: deque[Item] = deque()
-        self.news = news
-
-    def soon(self) -> None:
-        """There is news that may linger."""
-        self.news.set()
+        self.news = self.soon = news.set
 
 
 class _OneLane:
@@ -417,7 +417,7 @@ class _Lanes:
         lane.queue.extend(room.queue)
         if lane.up:
             self._outbox.drop_old_audio(lane.queue)
-        lane.news.set()
+        lane.news()
 
     async def _drive(self, place: Place, lane: _Lane) -> None:
         """One lane's life; what it leaves behind is routed anew."""

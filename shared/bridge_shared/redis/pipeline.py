@@ -1,6 +1,6 @@
 """A connection shared by many: what was queued in a tick of the event loop goes out in one write.
 
-Replies come back in order, and are read beside the writing.
+Replies come back in order and are handled as they are read, without a task in between.
 """
 
 from __future__ import annotations
@@ -37,14 +37,13 @@ class Outage:
 
 
 class Pipeline:
-    """A connection that is written once per tick of the event loop and read beside that.
+    """A connection that is written once per tick of the event loop. Made in the thread of its loop, as all calls are.
 
     A subclass says what to write (`take`) and what a reply means (`answered`).
 
     Attributes:
         up: whether the connection stands.
         lived: whether the last one ever stood.
-        news: set it, in the thread of the loop, when something is queued; it is written in the next tick.
     """
 
     def __init__(self, wire: Wire, *, depth: int, outage: Outage | None = None) -> None:
@@ -56,7 +55,8 @@ class Pipeline:
         self._wire = wire
         self._depth = depth
         self._outage = outage or Outage(wire.name)
-        self.news = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._due = False
         # Replies still owed to each write, oldest first.
         self._owed: deque[int] = deque()
         self.up = False
@@ -103,7 +103,10 @@ class Pipeline:
             self.up = self.lived = True
             self._outage.end()
             self.connected()
-            await self._serve()
+            self._owed.clear()
+            self.news()
+            while True:
+                await self._wire.listen(self._heard, self.news)
         except Exception as error:
             ours = error
             if not isinstance(ours, RedisUnavailable | RedisRefused):
@@ -119,50 +122,41 @@ class Pipeline:
             self.up = False
             await self._wire.close()
 
-    async def _serve(self) -> NoReturn:
-        self._owed.clear()
-        self.news.set()
-        reader = asyncio.create_task(self._read(), name=f"{self._wire.name} replies")
+    def news(self) -> None:
+        """Something is queued: it is written in the next tick, or once there is a connection that takes more."""
+        if self.up and not self._due:
+            self._due = True
+            self._loop.call_soon(self._write)
+
+    def _write(self) -> None:
+        self._due = False
+        # Otherwise told again: by `live` when there is a new connection, by it when it has room, by `_heard`.
+        if not self._wire.writable or len(self._owed) >= self._depth:
+            return
         try:
-            while True:
-                await self.news.wait()
-                self.news.clear()
-                if reader.done():
-                    reader.result()
-                if len(self._owed) >= self._depth:
-                    continue  # the reader wakes us
-                data, replies = self.take()
-                if replies:
-                    await self._write(data, replies)
-        finally:
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+            data, replies = self.take()
+            if replies:
+                if not self._owed:
+                    self._wire.expect(REPLY_SECONDS)
+                self._owed.append(replies)
+                self._wire.write(data)
+        except Exception as error:  # noqa: BLE001  raised in `live`
+            self._wire.drop(error)
 
-    async def _write(self, data: bytes, replies: int) -> None:
-        if not self._owed:
-            self._wire.expect(REPLY_SECONDS)
-        self._owed.append(replies)
-        await self._wire.send(data)
-
-    async def _read(self) -> NoReturn:
+    def _heard(self, reply: Any) -> bool:
         owed = self._owed
-        try:
-            while True:
-                try:
-                    reply = await self._wire.reply()
-                except (RedisUnavailable, RedisRefused) as error:
-                    if not self._wire.connected:
-                        raise
-                    reply = error
-                    count(error)
-                if not owed:
-                    raise RedisUnavailable("a reply to no command")
-                owed[0] -= 1
-                if not owed[0]:
-                    owed.popleft()
-                    self._wire.expect(REPLY_SECONDS if owed else math.inf)
-                    if len(owed) == self._depth - 1:
-                        self.news.set()
-                self.answered(reply)
-        finally:
-            self.news.set()
+        if not owed:
+            raise RedisUnavailable("a reply to no command")
+        if isinstance(reply, BridgeError):
+            count(reply)
+        owed[0] -= 1
+        if not owed[0]:
+            owed.popleft()
+            if owed:
+                self._wire.expect(REPLY_SECONDS)
+            else:
+                self._wire.deadline = math.inf
+            if len(owed) == self._depth - 1:
+                self.news()
+        self.answered(reply)
+        return True

@@ -76,7 +76,7 @@ class _Lane(Pipeline):
         """Queue a command, right behind ASKING if so wished; its reply. What is cancelled in time is not sent."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._queued.append((data, future, asking))
-        self.news.set()
+        self.news()
         return future
 
     def abandon(self) -> None:

@@ -19,19 +19,19 @@ import asyncio
 import contextlib
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
 
 from hiredis import pack_command
 from redis import exceptions
-from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.asyncio.connection import Connection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from bridge_shared import logs, metrics
 from bridge_shared.errors import BridgeError, RedisRefused, RedisUnavailable
+from bridge_shared.redis.replies import Replies, take_over
 from bridge_shared.redis.scripts import Script
 
 log = logs.get("redis")
@@ -98,9 +98,6 @@ class Topology(Protocol):
 
     async def watch(self) -> None:
         """What must be looked after beside the connections, until cancelled; may return at once."""
-
-
-READ_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,25 +218,35 @@ class Wire:
     Attributes:
         opened: counts the connections made, so that a user can tell that it is talking over a new one.
         place: where it goes or went last.
+        deadline: when it is closed unless `expect` sets another, in the loop's time. Infinite: no reply is owed.
     """
 
     def __init__(self, topology: Topology, name: str, *, key: str = "") -> None:
         self.name = name
         self._topology, self._key = topology, key
-        self._connection: Connection | None = None
+        self._connection: Connection | None = None  # while it is made
+        self._replies: Replies | None = None  # once it is
+        self._loop: asyncio.AbstractEventLoop
         self.opened = 0
         self.place: Place | None = None
         # Where the next connection goes if a server said ASK; on such a one every command follows an ASKING.
         self._asked: Place | None = None
         self._asking = False
-        self._deadline = math.inf
+        self.deadline = math.inf
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
-        self._overdue = False
 
     @property
     def connected(self) -> bool:
+        """Whether there is a connection, also while it is logged in."""
+        if self._replies is not None:
+            return self._replies.open
         return self._connection is not None and bool(self._connection.is_connected)
+
+    @property
+    def writable(self) -> bool:
+        """Whether `write` would put commands on their way."""
+        return self._replies is not None and self._replies.open and not self._replies.full
 
     async def open(self) -> None:
         """Connect unless connected; bounded by `CONNECT_SECONDS`.
@@ -253,6 +260,7 @@ class Wire:
         if self.connected:
             return
         await self.close()
+        self._loop = asyncio.get_running_loop()
         place, self._asked = self._asked, None
         self._asking = place is not None
         try:
@@ -261,9 +269,7 @@ class Wire:
                     place = await self._topology.locate(self._key)
                 await self._connect(place)
         except BaseException as error:
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                _abort(connection)
+            self.drop()
             if not isinstance(error, Exception):
                 raise
             if isinstance(error, TimeoutError):
@@ -275,7 +281,6 @@ class Wire:
             if ours is error:
                 raise
             raise ours from error
-        self._overdue = False
         self.opened += 1
 
     async def _connect(self, place: Place) -> None:
@@ -301,6 +306,20 @@ class Wire:
                 raise Misplaced(f"{place.address} is a {reply[0].decode()} now")
             if place.check == "cluster" and b"cluster_state:ok" not in reply:
                 raise Misplaced(f"{place.address} says that the cluster is down")
+        self._replies = await take_over(connection, asking=self._asking, refused=self._refused, lost=self._lost)
+
+    def write(self, *commands: bytes) -> None:
+        """Write packed commands, whether or not there is room for them: for who knows how many are unanswered.
+
+        Raises:
+            RedisUnavailable: the connection is closed.
+        """
+        replies = self._replies
+        if replies is None or not replies.open:
+            raise RedisUnavailable("the connection is closed")
+        if self._asking:
+            commands = tuple(ASKING + command for command in commands)
+        replies.write(commands[0] if len(commands) == 1 else b"".join(commands))
 
     async def send(self, *commands: bytes) -> None:
         """Write packed commands; waits only when the socket's buffer is full. Cancelling closes the connection.
@@ -308,22 +327,9 @@ class Wire:
         Raises:
             RedisUnavailable: the connection broke. What arrived is unknown.
         """
-        if self._connection is None or not self.connected:
-            raise RedisUnavailable("the connection is closed")
-        if self._asking:
-            commands = tuple(ASKING + command for command in commands)
-        try:
-            writer = self._connection._writer
-            if writer is None:
-                raise RedisUnavailable("the connection is closed")
-            writer.write(commands[0] if len(commands) == 1 else b"".join(commands))
-            if writer.transport.get_write_buffer_size() or writer.transport.is_closing():
-                await writer.drain()
-        except Exception as error:
-            raise self._broken(error) from error
-        except BaseException:
-            self.drop()
-            raise
+        self.write(*commands)
+        if self._replies is not None and self._replies.full:
+            await self._replies.drained()
 
     async def reply(self) -> Any:
         """The next reply, as the server sent it. Cancelling closes the connection: its replies would be out of step.
@@ -332,40 +338,26 @@ class Wire:
             RedisUnavailable: the connection broke (`connected` is then False), or the server cannot do this now.
             RedisRefused: the reply was an error; the connection goes on.
         """
-        if self._connection is None or not self.connected:
+        if self._replies is None:
             raise RedisUnavailable("the connection is closed")
-        ahead = self._asking
-        try:
-            if ahead:
-                await self._next(self._connection)
-                ahead = False
-            return await self._next(self._connection)
-        except exceptions.ResponseError as error:
-            ours = translate(error)
-            if ahead:  # ASKING itself was refused, and the reply to the command would be taken for the next one's
-                self.drop()
-            if isinstance(ours, Misplaced) and self.place is not None and self._topology.doubt(self.place, ours):
-                self._asked = ours.place if ours.asking else None
-                self.drop()
-            raise ours from error
-        except Exception as error:
-            raise self._broken(error) from error
-        except BaseException:
-            self.drop()
-            raise
+        return await self._replies.next()
 
-    async def _next(self, connection: Connection) -> Any:
-        """The next reply, without redis-py's time-outs and checks around each; ours are in `expect`."""
-        parser: Any = connection._parser
-        while (reply := parser._reader.gets()) is NOT_ENOUGH_DATA:
-            stream: Any = connection._reader
-            data = await stream.read(READ_BYTES)
-            if not data:
-                raise RedisUnavailable("the server closed the connection")
-            parser._reader.feed(data)
-        if isinstance(reply, exceptions.RedisError):
-            raise reply
-        return reply
+    async def listen(self, hear: Callable[[Any], bool], resumed: Callable[[], None] | None = None) -> None:
+        """Give each reply to `hear` the moment it is read, without a task in between, until that returns False.
+
+        Args:
+            hear: an error that leaves the connection as it was comes as an exception object. What it raises closes
+                the connection and is raised here.
+            resumed: called when the connection is `writable` again.
+
+        Raises:
+            RedisUnavailable: the connection broke.
+
+        Cancelling closes the connection.
+        """
+        if self._replies is None:
+            raise RedisUnavailable("the connection is closed")
+        await self._replies.listen(hear, resumed)
 
     async def call(self, *args: str | bytes | int, seconds: float = REPLY_SECONDS) -> Any:
         """One command and its reply, connecting first if need be. Errors as in `open` and `reply`.
@@ -381,7 +373,7 @@ class Wire:
             await self.send(pack(*args))
             return await self.reply()
         finally:
-            self.expect(math.inf)
+            self.deadline = math.inf
 
     async def calls(self, *commands: bytes, seconds: float = REPLY_SECONDS) -> list[Any]:
         """Several packed commands in one write. A reply that is an error is returned in its place, not raised.
@@ -405,7 +397,7 @@ class Wire:
                     replies.append(error)
             return replies
         finally:
-            self.expect(math.inf)
+            self.deadline = math.inf
 
     async def script(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int] = ()) -> Any:
         """Run a script by its hash, or by its text where the server does not hold it yet. As `call` otherwise."""
@@ -415,73 +407,75 @@ class Wire:
             return await self.call("EVAL", script.source, len(keys), *keys, *args)
 
     def expect(self, seconds: float) -> None:
-        """Close the connection unless this is called again within `seconds` (infinity: nothing is owed).
+        """Close the connection unless within `seconds` this is called again, or `deadline` made infinite.
 
         One lazy timer instead of a time-out around each read: re-armed only when it fires or must fire earlier.
         """
-        if seconds == math.inf:
-            self._deadline = math.inf
-            return
-        loop = asyncio.get_running_loop()
-        self._deadline = loop.time() + seconds
-        if self._timer_at > self._deadline:
-            self._arm(loop, self._deadline)
+        self.deadline = self._loop.time() + seconds
+        if self._timer_at > self.deadline:
+            self._arm(self.deadline)
 
-    def drop(self) -> None:
-        """Close at once, discarding what is unsent; a pending read or write fails."""
-        if self._connection is not None:
+    def drop(self, error: Exception | None = None) -> None:
+        """Close at once, discarding what is unsent; a pending read or write fails with `error`."""
+        if self._replies is not None:
+            self._replies.close(error or RedisUnavailable("the connection was closed by us"))
+        elif self._connection is not None:
             _abort(self._connection)
 
     async def close(self) -> None:
         """Close for good or before another `open`. Safe to cancel."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer, self._timer_at, self._deadline = None, math.inf, math.inf
+        self._timer, self._timer_at, self.deadline = None, math.inf, math.inf
         if self.place is not None:
             self.place.wires.discard(self)
-        connection, self._connection = self._connection, None
-        writer = connection._writer if connection is not None else None
-        if connection is not None:
-            _abort(connection)
-        if writer is not None:
-            # Else the socket is still open when the loop ends. An aborted one is closed in the next tick.
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+        self.drop()
+        replies, self._connection, self._replies = self._replies, None, None
+        if replies is not None:
+            await replies.gone.wait()  # else the socket is still open when the loop ends
 
-    def _arm(self, loop: asyncio.AbstractEventLoop, at: float) -> None:
+    def _arm(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = at
-        self._timer = loop.call_at(at, self._check)
+        self._timer = self._loop.call_at(at, self._check)
 
     def _check(self) -> None:
         due, self._timer, self._timer_at = self._timer_at, None, math.inf
-        if self._deadline == math.inf:
+        if self.deadline == math.inf or not self.connected:
             return
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = self._loop.time()
         if now - due > STALL_GRACE_SECONDS:
-            self._deadline = max(self._deadline, now + STALL_GRACE_SECONDS)
-        if now < self._deadline:
-            self._arm(loop, self._deadline)
+            self.deadline = max(self.deadline, now + STALL_GRACE_SECONDS)
+        if now < self.deadline:
+            self._arm(self.deadline)
             return
-        self._overdue = True
-        self.drop()
+        self._lost(RedisUnavailable("no reply in time"))
 
-    def _broken(self, error: Exception) -> BridgeError:
-        self.drop()
-        ours = RedisUnavailable("no reply in time") if self._overdue else translate(error)
+    def _refused(self, error: exceptions.RedisError) -> BridgeError:
+        """Our error for a reply that is one; closes the connection with it if that is of no use any more."""
+        if not isinstance(error, exceptions.ResponseError):
+            return self._lost(error)
+        ours = translate(error)
+        ours.__cause__ = error
+        if isinstance(ours, Misplaced) and self.place is not None and self._topology.doubt(self.place, ours):
+            self._asked = ours.place if ours.asking else None
+            self.drop(ours)
+        return ours
+
+    def _lost(self, error: Exception) -> BridgeError:
+        """Our error for what broke the connection, which is closed with it."""
+        ours = translate(error)
+        if ours is not error:
+            ours.__cause__ = error
+        self.drop(ours)
         if self.place is not None:
             self._topology.doubt(self.place, ours)
         return ours
 
 
 def _abort(connection: Connection) -> None:
-    """Close without waiting for the peer to take what is buffered.
-
-    redis-py can only close politely, which a paused server with a full socket buffer would hold up for ever, and
-    its disconnect() is a coroutine, so a timer cannot call it. Hence the private attributes.
-    """
+    """Close what redis-py still reads. Its disconnect() is a coroutine, which a timer cannot call."""
     writer = connection._writer
     connection._reader = connection._writer = None
     if writer is not None:
