@@ -15,7 +15,7 @@ from bridge_sim.agent_script import AgentScript
 from telephone import Stage, Wire, stage, wire
 
 CHUNKS = 300
-CALLS = 340
+CALLS = 205
 """For 20 ms of the caller to the agent and back, with both hops through Redis and every frame alone in its entry."""
 
 ROOM = 1.25
