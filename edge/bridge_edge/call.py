@@ -82,6 +82,7 @@ class Call:
         self._media: Media | None = None
         self._play: Media | None = None
         """What the agent's audio is coded in; the caller's is `_media`."""
+        self._direct = socket if isinstance(socket, Direct) else None
         self._outgoing = Outgoing(socket, self._written, self._write_failed)
         self.answer: asyncio.Future[str | None] = edge.loop.create_future()
         """What came of the set-up: None = accepted, otherwise the reason for the refusal."""
@@ -169,12 +170,13 @@ class Call:
     def on_frame(self, sender: str, frame: Frame) -> None:
         """Take one frame of this call from the inbox."""
         if self.link is not None and not self.over.is_set():
-            gone = self.gone or (isinstance(self.socket, Direct) and self.socket.lost)
+            gone = self.gone or (self._direct is not None and self._direct.lost)
             elsewhere = not self._awake() or (gone and not self.ended_by_peer)
             if elsewhere and frame.seq:
                 # only what it confirms is of use here; the rest is for the next edge, to be sent again
                 frame = frame._replace(seq=0, kind=Kind.ACK, body=[])
-            self._happened(self.link.receive(sender, frame, self.edge.loop.time()))
+            if events := self.link.receive(sender, frame, self.edge.loop.time()):
+                self._happened(events)
             if self._playout is None and self.link.connected:
                 self.go_on()
             self._progress.set()

@@ -83,7 +83,7 @@ class Direct(Connection):
     @property
     def lost(self) -> bool:
         """There is no connection any more, whether or not whoever reads it knows already."""
-        return self.protocol.state is CLOSED
+        return self.protocol._state is CLOSED
 
     def direct(self, size: int) -> bool:
         """Whether a message of so many bytes may go the fast way."""

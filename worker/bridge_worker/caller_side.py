@@ -110,7 +110,8 @@ class CallerSide:
         self._heard_at = self._loop.time()
         if self._lost_by_silence:
             self._found()
-        self._happened(self._link.receive(sender, frame, self._heard_at))
+        if events := self._link.receive(sender, frame, self._heard_at):
+            self._happened(events)
         self._c.progress()
         self.pump()
 
@@ -156,8 +157,10 @@ class CallerSide:
             self._timer = self._loop.call_at(on_grid(max(due, now)), self._timer_fired) if due < math.inf else None
 
     def _send_speech(self) -> None:
+        if not (due := self._c.speech.take()):
+            return
         now = self._loop.time()
-        for kind, body, nbytes in self._c.speech.take():
+        for kind, body, nbytes in due:
             if nbytes:
                 self._link.send_audio(kind, body, nbytes, now)
             else:

@@ -120,6 +120,7 @@ class Speech:
         self._media = media
         self._epoch = epoch
         self._align = Aligner(media)
+        self._piece = media.nbytes(PIECE_MS)
         self._turns: deque[_Turn] = deque()
         self._over_lately: deque[_Turn] = deque(maxlen=OVER_TURNS)
         self._current: _Turn | None = None
@@ -190,9 +191,8 @@ class Speech:
             self.dropped_ms += self._media.ms(len(samples) - room)
             samples = samples[:room]
         turn.received_ms += self._media.ms(len(samples))
-        piece = self._media.nbytes(PIECE_MS)
-        for start in range(0, len(samples), piece):
-            turn.waiting.append(samples[start : start + piece])
+        for start in range(0, len(samples), self._piece):
+            turn.waiting.append(samples[start : start + self._piece])
         self._waiting_bytes += len(samples)
         self._spend()
         return True
