@@ -301,7 +301,9 @@ class CallerSide:
             for turn in self._c.speech.edge_changed(self._loop.time()):
                 if text := self._c.events.goes_on(turn):
                     self._send(Kind.SPEECH, ["agent", text, list(turn.turn)])  # before the speech itself
-        for _kind, body in event.unknown:
+        for kind, body in event.unknown:
+            if kind != Kind.ACTIVITY:  # a report of what the caller says, which nobody asked for
+                continue
             names = ", ".join(str(activity.get("name")) for activity in body[1])
             self._c.telephony.put(
                 "error",

@@ -1,0 +1,34 @@
+"""Resumes that come at an awkward moment: behind a word, in a cut, twice, or with an end behind them."""
+
+from __future__ import annotations
+
+import pytest
+
+from puppet import caller_said, sound, turn
+from telephone import stage, wire
+
+
+@pytest.mark.parametrize("last", ["userStream.speech.started", "userStream.speech.committed"])
+async def test_a_caller_who_comes_back_right_behind_a_word_of_his_is_no_fault_of_anybody(
+    redis_url: str, caplog: pytest.LogCaptureFixture, last: str
+) -> None:
+    async with (
+        stage(redis_url) as bridge,
+        stage(redis_url, role="edge") as elsewhere,
+        wire(bridge.url) as old,
+        wire(elsewhere.url, old.cid) as new,
+    ):
+        await old.begin()
+        agent = await bridge.connection()
+        if last == "userStream.speech.started":
+            await agent.send_json({"type": "UserStartedSpeaking"})
+        else:
+            await caller_said(agent, "Where is my parcel?")
+        await old.until(last)  # of which the edge tells the owner only 50 ms later
+        await new.resume()
+        await new.expect("session.accepted")
+        await turn(agent, "Yes.", sound(300))
+        await new.until("playStream.stop")
+        await new.hang_up()
+        assert bridge.events("error") == []
+    assert [text for text in caplog.messages if "could not be handled" in text] == []
