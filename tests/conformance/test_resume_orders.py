@@ -32,3 +32,22 @@ async def test_a_caller_who_comes_back_right_behind_a_word_of_his_is_no_fault_of
         await new.hang_up()
         assert bridge.events("error") == []
     assert [text for text in caplog.messages if "could not be handled" in text] == []
+
+
+async def test_the_owner_is_told_of_a_caller_who_hangs_up_right_behind_his_resume(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge_edge.call.OWNER_END_SECONDS", 60.0)  # or the edge ends the call itself
+    async with (
+        stage(redis_url) as bridge,
+        stage(redis_url, role="edge") as elsewhere,
+        wire(bridge.url) as old,
+        wire(elsewhere.url, old.cid) as new,
+    ):
+        await old.begin()
+        await bridge.connection()
+        await new.resume()
+        await new.send({"type": "session.end", "conversationId": new.cid, "reasonCode": "client-disconnected"})
+        assert await new.rest() == []
+        assert (await bridge.event("session_end")).reason == "hangup"
+        assert (await bridge.app.calls("read", new.cid)).detail == "client-disconnected"
