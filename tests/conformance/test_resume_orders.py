@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from puppet import caller_said, sound, turn
-from telephone import stage, wire
+from puppet import MULAW, caller_said, sound, turn
+from telephone import heard, stage, wire
 
 
 @pytest.mark.parametrize("last", ["userStream.speech.started", "userStream.speech.committed"])
@@ -51,3 +51,28 @@ async def test_the_owner_is_told_of_a_caller_who_hangs_up_right_behind_his_resum
         assert await new.rest() == []
         assert (await bridge.event("session_end")).reason == "hangup"
         assert (await bridge.app.calls("read", new.cid)).detail == "client-disconnected"
+
+
+@pytest.mark.parametrize("status", ["interrupted", "finished"])
+async def test_what_vaic_tells_of_a_stream_of_before_the_resume_ends_none_of_after_it(
+    redis_url: str, status: str
+) -> None:
+    async with (
+        stage(redis_url) as bridge,
+        stage(redis_url, role="edge") as elsewhere,
+        wire(bridge.url) as old,
+        wire(elsewhere.url, old.cid) as new,
+    ):
+        await old.begin()
+        agent = await bridge.connection()
+        await turn(agent, "It is in Ulm.", sound(2000))
+        messages = await old.until("playStream.chunk")
+        while len(heard(messages)) < MULAW.nbytes(1000):
+            messages.append(await old.next())
+        await new.resume()
+        await new.expect("session.accepted")
+        messages = await new.until("playStream.chunk")
+        await new.send(new.activity("playFinished", value={"playedDurationMS": 1000, "status": status}))
+        messages += await new.until("playStream.stop")
+        assert len(heard(messages)) > MULAW.nbytes(700)  # all that was not reported as heard
+        await new.hang_up()
