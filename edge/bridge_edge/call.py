@@ -239,7 +239,7 @@ class Call:
             return
         match event:
             case vaic.UserAudio(data=data, participant=participant):
-                if participant == self.bot.speaker:
+                if self.bot.is_caller(participant):
                     self._caller_audio(data)
                 else:
                     self._other_audio(data)
@@ -248,13 +248,13 @@ class Call:
             case vaic.UserStreamStarted(participant=participant):
                 assert self._inbound is not None
                 self.send(self.bot.stream_started())
-                if participant == self.bot.speaker:
+                if self.bot.is_caller(participant):
                     self._inbound.restart()
                     self._stream_open = True
                     self.tell(Kind.USTREAM, [True, participant])
             case vaic.UserStreamStopped(participant=participant):
                 self.send(self.bot.stream_stopped())
-                if participant == self.bot.speaker:
+                if self.bot.is_caller(participant):
                     self._stream_open = False
                     self.tell(Kind.USTREAM, [False, participant])
             case vaic.Validate():
