@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from bridge_sim.plan import CallPlan
 from deepgram_audiocodes_bridge import DeepgramBridge, Session
 from deepgram_audiocodes_bridge.process import command
 from harness import configuration
-from puppet import caller_said, sound, turn
+from puppet import caller_said, says, sound, speaks, turn
 from sdk import Notes
 from telephone import Stage, Wire, heard, stage, wire
 
@@ -233,3 +234,22 @@ async def test_the_start_parameters_are_on_the_session_and_in_redis_as_vaic_sent
         await vaic.hang_up()
         await bridge.event("session_end")
     assert seen == [parameters, parameters]
+
+
+@pytest.mark.slow
+async def test_a_line_that_went_on_after_a_pause_is_heard_though_the_agent_never_says_that_it_is_done(
+    redis_url: str, eventually: Any
+) -> None:
+    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        agent = await bridge.connection()
+        await says(agent, "It left Hamburg on Monday night.")
+
+        async def stored(interrupted: bool) -> bool:
+            lines = await bridge.app.calls("transcript", vaic.cid)
+            return [line.interrupted for line in lines if line.heard_ms is not None] == [interrupted]
+
+        await speaks(agent, sound(800))
+        await eventually(partial(stored, True), 8)
+        await speaks(agent, sound(1300))
+        await eventually(partial(stored, False), 8)

@@ -250,6 +250,7 @@ class AgentEvents:
         entry, received_ms = unfinished
         content = next((line.content for line in self._lines() if line.id == entry), "")
         if received_ms >= _spoken_ms(content) * WHOLE:
+            self._broken.pop(entry, None)  # it was broken off in the pause before
             return None
         line = self._broken[entry] = LineHeard(entry, round(received_ms), True)
         self.heard([line])
