@@ -1,4 +1,4 @@
-"""The caller comes back at another edge, and then the worker dies too."""
+"""An edge is lost, and the worker too."""
 
 from __future__ import annotations
 
@@ -46,3 +46,26 @@ async def test_what_was_not_heard_of_the_rest_of_a_turn_at_another_edge_is_said_
             (rest,) = (text for _, text in agent.connections[1].injections)
             assert rest.endswith(SENTENCES[1])
             await caller.hang_up()
+
+
+@pytest.mark.slow
+async def test_an_answer_that_went_with_its_edge_and_its_worker_is_said_again(redis_url: str, tmp_path: Path) -> None:
+    async with (
+        SimulatedAgent(AgentScript(think_s=0)) as agent,
+        Pods(redis_url, agent.url, application(tmp_path)) as pods,
+    ):
+        first, second, *_ = await asyncio.gather(pods.edge(), pods.edge(), pods.worker(), pods.worker())
+        async with wire(first.url) as former, wire(second.url, former.cid) as latter:
+            await former.begin()
+            await agent.wait_for(lambda a: a.connections and a.connections[0].ready, 10)
+            await says(agent.connections[0], " ".join(SENTENCES))
+            await speaks(agent.connections[0], sound(7000))
+            await former.until("playStream.chunk")
+            first.kill()
+            worker = next(pod for pod in pods.all if pod.logged("agent connected"))
+            worker.kill()
+            await latter.resume()
+            await latter.expect("session.accepted")
+            await agent.wait_for(lambda a: len(a.connections) == 2 and a.connections[1].injections, 15)
+            assert agent.connections[1].injections == [("assistant", " ".join(SENTENCES))]
+            await latter.hang_up()

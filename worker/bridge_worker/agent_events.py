@@ -190,6 +190,14 @@ class AgentEvents:
         self.heard(heard)
         return heard
 
+    def owner_lost(self) -> None:
+        """The former owner is dead, and the edge has told what it knows: a last turn of the agent of which neither has
+        told anything was not heard. Its audio had not come, or went with its edge."""
+        lines = self._lines()
+        last = [line for line in lines if line.turn == lines[-1].turn and line.role == "assistant"]
+        if lines and lines[-1].role == "assistant" and all(line.heard_ms is None for line in last):
+            self._c.caller.heard(self.heard([LineHeard(line.id, 0, True) for line in last]))
+
     def _lines(self) -> list[Line]:
         lines = []
         for entry, fields in self._c.lines.lines:
