@@ -19,6 +19,7 @@ from bridge_shared.redis.calls import Line
 from bridge_sim.agent import AgentConnection, AgentScript, SimulatedAgent
 from bridge_sim.caller import SimulatedCall
 from bridge_sim.plan import CallPlan
+from conftest import RedisServer
 from deepgram_audiocodes_bridge import DeepgramBridge, Session
 from deepgram_audiocodes_bridge.process import command
 from harness import configuration
@@ -253,3 +254,18 @@ async def test_a_line_that_went_on_after_a_pause_is_heard_though_the_agent_never
         await eventually(partial(stored, True), 8)
         await speaks(agent, sound(1300))
         await eventually(partial(stored, False), 8)
+
+
+async def test_what_was_heard_is_written_again_when_redis_has_lost_it(
+    redis_server: RedisServer, eventually: Any
+) -> None:
+    async with stage(redis_server.url) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        await turn(await bridge.connection(), "Yes.", sound(300))
+        await told(bridge, vaic.cid, 300)
+        redis_server.command("FLUSHALL")
+
+        async def again() -> bool:
+            return [line.heard_ms for line in await bridge.app.calls("transcript", vaic.cid)] == [300]
+
+        await eventually(again)

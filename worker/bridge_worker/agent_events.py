@@ -212,6 +212,10 @@ class AgentEvents:
         self._heard.update((line.entry, line) for line in known)
         return known
 
+    def known(self) -> list[LineHeard]:
+        """All that is known of what the caller heard."""
+        return list(self._heard.values())
+
     def turn_over(self, over: TurnOver) -> list[LineHeard]:
         """A turn was heard or cut; returns what is known of its lines, and of those of which it was the rest."""
         lines = list(over.lines)

@@ -376,6 +376,7 @@ class CallerSide:
         await self._worker.calls.restore(self.cid, fields, owner=self._worker.pod, we=self._c.we)
         self._c.lines.verify()
         self._c.functions.verify()
+        self.heard(self._c.events.known())
 
 
 def sendable(activities: list[dict[str, Any]]) -> None:
