@@ -102,6 +102,8 @@ class Call:
         self._doubtful = False
         """This process stood still, and it is not known whether the call is still here: VAIC is told nothing."""
         self.ended_by_peer = False
+        self._last_words: list[str | None] = []
+        """Code and reason of VAIC's `session.end`."""
         self._leaving = False
         """VAIC was asked to hang up or to transfer: it needs no other reason for the end."""
         self._speech_open = False
@@ -239,7 +241,7 @@ class Call:
             return
         match event:
             case vaic.UserAudio(data=data, participant=participant):
-                if participant == self.bot.speaker:
+                if self.bot.is_caller(participant):
                     self._caller_audio(data)
                 else:
                     self._other_audio(data)
@@ -248,13 +250,13 @@ class Call:
             case vaic.UserStreamStarted(participant=participant):
                 assert self._inbound is not None
                 self.send(self.bot.stream_started())
-                if participant == self.bot.speaker:
+                if self.bot.is_caller(participant):
                     self._inbound.restart()
                     self._stream_open = True
                     self.tell(Kind.USTREAM, [True, participant])
             case vaic.UserStreamStopped(participant=participant):
                 self.send(self.bot.stream_stopped())
-                if participant == self.bot.speaker:
+                if self.bot.is_caller(participant):
                     self._stream_open = False
                     self.tell(Kind.USTREAM, [False, participant])
             case vaic.Validate():
@@ -264,13 +266,13 @@ class Call:
             case vaic.Resume():
                 self._tasks.create_task(resume(self, event))
             case vaic.SessionEnd(reason_code=code, reason=reason):
-                self.ended_by_peer = True
+                self.ended_by_peer, self._last_words = True, [code, reason]
                 self.ends("session_end", tracing.word(code or ""))
                 if self._playout is not None and self._turn > (0, 0):
                     self._playout.unsent(self._outgoing.drop_audio(self._turn))
                     self._playout.cut(self._turn, self.edge.loop.time())
                     self._act()
-                self._tasks.create_task(self._end(code, reason))
+                self._tasks.create_task(self._end(code))
             case vaic.Skipped(code=code, detail=detail):
                 self._skipped(code, detail)
 
@@ -555,12 +557,16 @@ class Call:
 
     # ── the end ────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _end(self, code: str | None, reason: str | None) -> None:
+    def tell_end(self) -> None:
+        """Tell the owner that VAIC has ended the call; nothing before the call is attached."""
+        self.tell(Kind.END, self._last_words)
+        self.pump()
+
+    async def _end(self, code: str | None) -> None:
         """VAIC ended the call: the owner ends it in Redis, or we do if it does not answer."""
         if not self.answer.done():
             self.answer.set_result("abandoned")
-        self.tell(Kind.END, [code, reason])
-        self.pump()
+        self.tell_end()
         try:
             async with asyncio.timeout(OWNER_END_SECONDS):
                 await self.over.wait()

@@ -121,6 +121,8 @@ async def _go_on(call: Call, bridge: str) -> None:
     call.attach(attached, record.media_format, record.play_format, live=record.state == "active")
     if record.state != "active":
         return await _accepted_by(call, call.edge.loop.time() + call.edge.settings.accept_timeout, bridge)
+    if call.ended_by_peer:  # while the call was being attached
+        return call.tell_end()
     if call.gone:
         call.tell(Kind.LOST, [])
     elif attached.we and not call.edge.dead(attached.owner):

@@ -32,6 +32,10 @@ class _Prompt:
     def fits(self, played_ms: float) -> bool:
         return self.turn is None or abs(self.ms - played_ms) <= max(SAME_MS, self.ms * SAME_PART)
 
+    def holds(self, played_ms: float) -> bool:
+        """Whether so much of it can have been played."""
+        return self.fits(played_ms) or played_ms <= self.ms
+
 
 @dataclass(frozen=True, slots=True)
 class PlayedByVaic:
@@ -75,11 +79,10 @@ class Prompts:
         """Take a `playFinished`. Returns what it says about a turn; None if that is nothing new."""
         if not self._waiting:
             return None
-        index = 0
-        if status == "finished":
-            over = self._waiting[0].told_ms is not None
-            index = next((i for i, prompt in enumerate(self._waiting) if prompt.fits(played_ms)), 0 if over else -1)
-        if index < 0:  # a prompt of VAIC's own: ours is still being played
+        can_be = _Prompt.fits if status == "finished" else _Prompt.holds
+        over = self._waiting[0].told_ms is not None
+        index = next((i for i, prompt in enumerate(self._waiting) if can_be(prompt, played_ms)), 0 if over else -1)
+        if index < 0:  # a prompt of VAIC's own, or one that another edge streamed: ours is still being played
             return None
         prompt = [self._waiting.popleft() for _ in range(index + 1)][-1]
         if prompt.turn is None:

@@ -18,7 +18,7 @@ from bridge_sim.caller import SimulatedCall
 from bridge_sim.plan import CallPlan
 from bridge_sim.report import CallEvent
 from pods import Pod, Pods, application
-from puppet import says, sound, speaks
+from puppet import caller_said, says, sound, speaks
 
 SECONDS = 10.0
 
@@ -171,6 +171,30 @@ async def test_what_was_not_heard_when_a_worker_died_is_said_again(
     said = texts(lines)
     assert len(set(said)) == len(said)
     assert agent.injections[0][1] in " ".join(content for role, content in said if role == "assistant")
+
+
+@pytest.mark.slow
+async def test_an_answer_of_which_no_audio_had_come_when_a_worker_died_is_said(
+    redis_url: str, tmp_path: Path, eventually: Any
+) -> None:
+    answer = "The driver will ring at your door between ten and twelve."
+    async with scene(redis_url, tmp_path) as s:
+        await s.call.say("thank_you")
+        await s.call.wait_answer()
+        await caller_said(s.connection, "When does it come?")
+        await says(s.connection, answer)
+
+        async def stored() -> bool:
+            return texts(await s.transcript())[-1:] == [("assistant", answer)]
+
+        await eventually(stored)
+        s.kill_the_owner()
+        agent = await s.new_agent()
+        await agent.wait_for(lambda agent: ("assistant", answer) in agent.texts, SECONDS)
+        assert agent.context[-1]["content"] == "When does it come?"
+        await s.call.wait_answer()
+        lines = await s.transcript()
+    assert texts(lines).count(("assistant", answer)) == 1
 
 
 @pytest.mark.slow

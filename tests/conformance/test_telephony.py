@@ -523,6 +523,16 @@ async def test_the_participant_of_an_agent_assist_call_is_echoed(redis_url: str)
         assert (await vaic.expect("userStream.stopped"))["participant"] == "caller"
 
 
+async def test_a_caller_whose_chunks_do_not_name_him_is_heard(redis_url: str) -> None:
+    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+        await vaic.initiate()
+        await vaic.expect("session.accepted")
+        agent = await bridge.connection()
+        await vaic.send({"type": "userStream.start", "participant": "caller"}, vaic.chunk(WORDS))
+        await agent.wait_for(lambda agent: WORDS in agent.heard)
+        await vaic.send({"type": "userStream.stop"})
+
+
 async def test_of_two_participants_the_agent_hears_the_first_alone_and_speech_is_reported_as_theirs(
     redis_url: str, eventually: Any
 ) -> None:

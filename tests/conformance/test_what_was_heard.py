@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,10 +19,11 @@ from bridge_shared.redis.calls import Line
 from bridge_sim.agent import AgentConnection, AgentScript, SimulatedAgent
 from bridge_sim.caller import SimulatedCall
 from bridge_sim.plan import CallPlan
+from conftest import RedisServer
 from deepgram_audiocodes_bridge import DeepgramBridge, Session
 from deepgram_audiocodes_bridge.process import command
 from harness import configuration
-from puppet import caller_said, sound, turn
+from puppet import caller_said, says, sound, speaks, turn
 from sdk import Notes
 from telephone import Stage, Wire, heard, stage, wire
 
@@ -233,3 +235,37 @@ async def test_the_start_parameters_are_on_the_session_and_in_redis_as_vaic_sent
         await vaic.hang_up()
         await bridge.event("session_end")
     assert seen == [parameters, parameters]
+
+
+@pytest.mark.slow
+async def test_a_line_that_went_on_after_a_pause_is_heard_though_the_agent_never_says_that_it_is_done(
+    redis_url: str, eventually: Any
+) -> None:
+    async with stage(redis_url) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        agent = await bridge.connection()
+        await says(agent, "It left Hamburg on Monday night.")
+
+        async def stored(interrupted: bool) -> bool:
+            lines = await bridge.app.calls("transcript", vaic.cid)
+            return [line.interrupted for line in lines if line.heard_ms is not None] == [interrupted]
+
+        await speaks(agent, sound(800))
+        await eventually(partial(stored, True), 8)
+        await speaks(agent, sound(1300))
+        await eventually(partial(stored, False), 8)
+
+
+async def test_what_was_heard_is_written_again_when_redis_has_lost_it(
+    redis_server: RedisServer, eventually: Any
+) -> None:
+    async with stage(redis_server.url) as bridge, wire(bridge.url) as vaic:
+        await vaic.begin()
+        await turn(await bridge.connection(), "Yes.", sound(300))
+        await told(bridge, vaic.cid, 300)
+        redis_server.command("FLUSHALL")
+
+        async def again() -> bool:
+            return [line.heard_ms for line in await bridge.app.calls("transcript", vaic.cid)] == [300]
+
+        await eventually(again)

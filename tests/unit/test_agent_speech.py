@@ -121,7 +121,11 @@ def test_at_another_edge_it_is_known_of_which_lines_something_is_to_be_heard_yet
     if heard > 1300:
         worker.audio(sound(1000))
     worker.played(T1, heard)
-    assert worker.speech.edge_changed(NOW) == [GoesOn(T1, T2, tuple(unheard))]
+    (turn,) = worker.speech.edge_changed(NOW)
+    assert (turn.former, turn.turn) == (T1, T2)
+    assert "".join(line.entry for line in turn.lines) == unheard
+    begins = {"a": 0, "b": 0, "c": 300, "d": 1300}
+    assert [line.heard_ms for line in turn.lines] == [max(0, heard - begins[entry]) for entry in unheard]
 
 
 def test_of_a_turn_that_was_heard_as_far_as_it_goes_no_line_is_to_be_heard_at_another_edge():

@@ -299,6 +299,17 @@ def test_of_two_participants_the_first_is_the_caller_for_the_whole_call() -> Non
         vaic.receive(bot.stream_stopped())
 
 
+@pytest.mark.parametrize("opened, speaks", [("caller", None), (None, "caller"), (None, None), ("caller", "caller")])
+def test_a_message_that_names_no_participant_is_the_callers(opened: str | None, speaks: str | None) -> None:
+    bot, vaic = call()
+    bot.receive(vaic.user_stream_start(opened))
+    audio = {} if speaks is None else {"participant": speaks}
+    bot.receive(says("userStream.chunk", audioChunk="/w==", **audio))
+    assert bot.is_caller(opened) and bot.is_caller(speaks)
+    assert bot.speaker == (opened or speaks)
+    assert bot.is_caller("callee") is (bot.speaker is None)
+
+
 def test_after_a_resume_the_first_participant_who_is_heard_is_the_caller() -> None:
     bot = Bot()
     bot.receive(json.dumps({"type": "session.resume", "conversationId": CID}))

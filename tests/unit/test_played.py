@@ -38,6 +38,15 @@ def test_a_stream_that_vaic_never_reported_is_passed_over_by_the_length_of_the_n
     assert prompts.finished(100, "interrupted") is None
 
 
+def test_a_stream_that_vaic_broke_off_is_one_that_was_given_so_much() -> None:
+    prompts = of((FIRST, 300.0), (SECOND, 2000.0))
+    assert prompts.finished(1000, "interrupted") == PlayedByVaic(SECOND, 1000)
+    playing = Prompts()
+    playing.opened(FIRST)
+    playing.sent(300)
+    assert playing.finished(1000, "interrupted") is None  # of before a resume
+
+
 def test_a_prompt_that_vaic_fetches_itself_takes_its_turn() -> None:
     prompts = of((None, 0.0), (FIRST, 1000.0))
     assert prompts.finished(30_000, "finished") is None

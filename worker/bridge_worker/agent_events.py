@@ -42,6 +42,8 @@ class AgentEvents:
         self._heard: dict[str, LineHeard] = {
             line.id: LineHeard(line.id, line.heard_ms, line.interrupted) for line in said if line.heard_ms is not None
         }
+        self._rests = {line.id: (line.rest, line.heard_ms or 0) for line in said if line.rest}
+        """The lines that went on in another turn when the caller changed the edge, and how much was heard before."""
         self._echo = self._agent_echo = Echo()
         self._again: tuple[str, ...] = ()
         """The entries of which the rest is said again, in the turn `_again_turn`."""
@@ -177,15 +179,24 @@ class AgentEvents:
         heard: list[LineHeard] = []
         left = float(heard_ms)
         for line in self._lines():
-            if line.turn == f"{turn[0]}-{turn[1]}" and line.role == "assistant":
-                if whole and line.interrupted:  # it was stored that its owner waited for the rest
+            played_in, before = self._rests.get(line.id, (line.turn, 0))
+            if played_in == f"{turn[0]}-{turn[1]}" and line.role == "assistant":
+                if whole and line.interrupted and line.id not in self._rests:  # stored: its owner waited for the rest
                     continue
                 spoken = _spoken_ms(line.content)
-                part = spoken if whole else min(spoken, max(0.0, left))
+                part = spoken if whole else min(spoken, before + max(0.0, left))
                 heard.append(LineHeard(line.id, round(part), part < spoken))
-                left -= spoken
+                left -= max(0.0, spoken - before)
         self.heard(heard)
         return heard
+
+    def owner_lost(self) -> None:
+        """The former owner is dead, and the edge has told what it knows: a last turn of the agent of which neither has
+        told anything was not heard. Its audio had not come, or went with its edge."""
+        lines = self._lines()
+        last = [line for line in lines if line.turn == lines[-1].turn and line.role == "assistant"]
+        if lines and lines[-1].role == "assistant" and all(line.heard_ms is None for line in last):
+            self._c.caller.heard(self.heard([LineHeard(line.id, 0, True) for line in last]))
 
     def _lines(self) -> list[Line]:
         lines = []
@@ -200,6 +211,10 @@ class AgentEvents:
         known = [replace(self._broken[h.entry], heard_ms=h.heard_ms) if h.entry in self._broken else h for h in lines]
         self._heard.update((line.entry, line) for line in known)
         return known
+
+    def known(self) -> list[LineHeard]:
+        """All that is known of what the caller heard."""
+        return list(self._heard.values())
 
     def turn_over(self, over: TurnOver) -> list[LineHeard]:
         """A turn was heard or cut; returns what is known of its lines, and of those of which it was the rest."""
@@ -220,7 +235,7 @@ class AgentEvents:
             self._again_turn = rest.turn
             texts += self._again_texts
         contents = {entry: fields["content"] for entry, fields in self._c.lines.lines}
-        return " ".join([*texts, *(contents[entry] for entry in rest.entries if entry in contents)])
+        return " ".join([*texts, *(contents[line.entry] for line in rest.lines if line.entry in contents)])
 
     def agent_gone(self) -> None:
         """The agent is lost, maybe in the middle of a line."""
@@ -247,6 +262,7 @@ class AgentEvents:
         entry, received_ms = unfinished
         content = next((line.content for line in self._lines() if line.id == entry), "")
         if received_ms >= _spoken_ms(content) * WHOLE:
+            self._broken.pop(entry, None)  # it was broken off in the pause before
             return None
         line = self._broken[entry] = LineHeard(entry, round(received_ms), True)
         self.heard([line])

@@ -182,6 +182,8 @@ class AgentSide:
         self._c.events.taken_over(self._c.why)
         await self._c.control.leave_as_asked()  # what was accepted comes before any more talk
         await self._c.within(REPLAY_SECONDS, lambda: self._c.caller.replay is not None or self._c.over)
+        if self._c.why == "worker_lost" and self._c.caller.replay is not None:
+            self._c.events.owner_lost()
         agent = await self._replace_agent(None, replay=self._c.caller.replay)
         metrics.takeover_seconds.labels(why=self._c.why).observe(self._loop.time() - self._c.claimed_at)
         return agent

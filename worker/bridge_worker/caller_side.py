@@ -285,14 +285,14 @@ class CallerSide:
         """The edge tells how much will have been heard of a turn whose owner is gone."""
         self.heard(self._c.events.former_turn(turn, heard_ms, whole=whole))
 
-    def heard(self, lines: Iterable[LineHeard]) -> None:
-        """Keep in Redis how much of some lines was heard."""
-        self._c.tasks.create_task(self._keep_heard(lines))
+    def heard(self, lines: Iterable[LineHeard], *, rest: Turn | None = None) -> None:
+        """Keep in Redis how much of some lines was heard, and the turn in which the rest is played."""
+        self._c.tasks.create_task(self._keep_heard(lines, f"{rest[0]}-{rest[1]}" if rest is not None else ""))
 
-    async def _keep_heard(self, lines: Iterable[LineHeard]) -> None:
+    async def _keep_heard(self, lines: Iterable[LineHeard], rest: str) -> None:
         for line in lines:
             with contextlib.suppress(BridgeError):  # a figure; the lines themselves are safe
-                await self._worker.calls.heard(self.cid, line.entry, line.heard_ms, line.interrupted)
+                await self._worker.calls.heard(self.cid, line.entry, line.heard_ms, line.interrupted, rest)
 
     # ── edges and callers come and go ──────────────────────────────────────────────────────────────────
 
@@ -304,7 +304,10 @@ class CallerSide:
             for turn in self._c.speech.edge_changed(self._loop.time()):
                 if text := self._c.events.goes_on(turn):
                     self._send(Kind.SPEECH, ["agent", text, list(turn.turn)])  # before the speech itself
-        for _kind, body in event.unknown:
+                self.heard(turn.lines, rest=turn.turn)  # should this worker die before that is heard
+        for kind, body in event.unknown:
+            if kind != Kind.ACTIVITY:  # a report of what the caller says, which nobody asked for
+                continue
             names = ", ".join(str(activity.get("name")) for activity in body[1])
             self._c.telephony.put(
                 "error",
@@ -376,6 +379,7 @@ class CallerSide:
         await self._worker.calls.restore(self.cid, fields, owner=self._worker.pod, we=self._c.we)
         self._c.lines.verify()
         self._c.functions.verify()
+        self.heard(self._c.events.known())
 
 
 def sendable(activities: list[dict[str, Any]]) -> None:

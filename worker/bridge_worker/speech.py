@@ -79,11 +79,11 @@ class TurnOver:
 
 @dataclass(frozen=True, slots=True)
 class GoesOn:
-    """A turn under its new id for another edge, and the entries of the lines that were not heard to their end."""
+    """A turn under its new id for another edge, and what was heard of the lines that were not heard to their end."""
 
     former: Turn
     turn: Turn
-    entries: tuple[str, ...]
+    lines: tuple[LineHeard, ...]
 
 
 @dataclass(slots=True)
@@ -430,14 +430,14 @@ class Speech:
         return TurnOver(turn.id, state, tuple(lines), announce=turn.announce)
 
 
-def _unheard(turn: _Turn) -> tuple[str, ...]:
-    """The entries of the lines of which something is to be heard yet, of a turn that begins where it was heard to."""
-    entries = []
+def _unheard(turn: _Turn) -> tuple[LineHeard, ...]:
+    """The lines of which something is to be heard yet, of a turn that begins where it was heard to."""
+    lines = []
     for line in turn.lines:
         # a line without audio of its own shares that of the next one
         ends = min(
             (other.begins_ms for other in turn.lines if other.begins_ms > line.begins_ms), default=turn.received_ms
         )
         if ends > 0 or line.begins_ms >= 0:
-            entries.append(line.entry)
-    return tuple(entries)
+            lines.append(LineHeard(line.entry, round(max(0.0, -line.begins_ms)), True))
+    return tuple(lines)

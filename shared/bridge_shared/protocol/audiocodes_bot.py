@@ -60,7 +60,6 @@ class Bot:
         self._stream_unknown = False
         self._owed: deque[tuple[str, str | None]] = deque()
         self._speaker: str | None = None
-        self._speaker_known = False
         # Agent audio.
         self._used_ids: set[str] = set()
         self._play: Media | None = None
@@ -78,6 +77,10 @@ class Bot:
         """Of the participants of an agent-assist call (§2.5) the one who counts as the caller: the first to open a
         stream, or to be heard. None in any other call. Speech events are about this one."""
         return self._speaker
+
+    def is_caller(self, participant: str | None) -> bool:
+        """Whether a message with this participant is about the one who counts as the caller, as one without any is."""
+        return participant is None or self._speaker in (None, participant)
 
     def new_socket(self) -> None:
         """VAIC came back on a new socket: expect `session.resume` (§3, rule 4).
@@ -115,8 +118,7 @@ class Bot:
         data = decode_audio(message.get("audioChunk"))
         if isinstance(data, Skipped):
             return [data]
-        if not self._speaker_known:
-            self._chosen(message.get("participant"))
+        self._speaker = self._speaker or message.get("participant")
         return [UserAudio(data, message.get("participant"))] if data else []
 
     def _user_start(self, message: JSON) -> list[BotEvent]:
@@ -127,8 +129,7 @@ class Bot:
         # A second start without a stop is answered again: after a resume it is legitimate (§3, rule 4).
         self._stream_unknown = False
         self._open.add(participant)
-        if not self._speaker_known:
-            self._chosen(participant)
+        self._speaker = self._speaker or participant
         self._owed.append(("userStream.started", participant))
         return [UserStreamStarted(participant)]
 
@@ -141,9 +142,6 @@ class Bot:
         self._open.discard(participant)
         self._owed.append(("userStream.stopped", participant))
         return [UserStreamStopped(participant)]
-
-    def _chosen(self, participant: str | None) -> None:
-        self._speaker, self._speaker_known = participant, True
 
     def _activities(self, message: JSON) -> list[BotEvent]:
         problem = self._misplaced(message, audio=False)

@@ -4,7 +4,7 @@
 |---|---|---|---|
 | `call:{cid}` | hash | `CallRecord`, field by field | 4 h from the last `touch`, then as the transcript |
 | `call:{cid}:transcript` | stream | per utterance, id `<we>-<seq>`: role, content, at, turn | `BRIDGE_TRANSCRIPT_TTL` |
-| `call:{cid}:heard` | hash | entry id → `<heard_ms> <0 or 1: interrupted>` | as the transcript |
+| `call:{cid}:heard` | hash | entry id → `<heard_ms> <0 or 1: interrupted>[ <turn of the rest>]` | as the transcript |
 | `call:{cid}:functions` | stream | requests and responses of function calls, ids likewise | until the finish is done |
 | `{fleet}:calls` | zset | live calls → time of entry, ms | 4 h from the last entry or touch |
 | `{fleet}:ended` | zset | calls owed their finish → time of the next try, ms; infinity: given up | 31 days |
@@ -172,7 +172,11 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One utterance. `heard_ms` is None until it is known how much of it the caller heard."""
+    """One utterance. `heard_ms` is None until it is known how much of it the caller heard.
+
+    `rest`: the turn in which the part behind `heard_ms` is played, since the caller came back by another edge; it is
+    empty when there is none, or when that is over.
+    """
 
     id: str
     role: str
@@ -181,6 +185,7 @@ class Line:
     turn: str
     heard_ms: int | None = None
     interrupted: bool = False
+    rest: str = ""
 
     @property
     def fields(self) -> dict[str, str]:
@@ -591,7 +596,7 @@ class Calls:
         lines = []
         for entry, flat in entries:
             fields = _pairs(flat)
-            ms, _, cut = heard.get(_text(entry), "").partition(" ")
+            ms, cut, rest = (*heard.get(_text(entry), "").split(" "), "", "")[:3]
             lines.append(
                 Line(
                     id=_text(entry),
@@ -601,6 +606,7 @@ class Calls:
                     turn=fields.get("turn", ""),
                     heard_ms=_int(ms) if ms else None,
                     interrupted=cut == "1",
+                    rest=rest,
                 )
             )
         return lines
@@ -611,12 +617,11 @@ class Calls:
             (_text(entry), _pairs(flat)) for entry, flat in await self._server.execute_again("XRANGE", key, "-", "+")
         ]
 
-    async def heard(self, cid: str, entry_id: str, heard_ms: int, interrupted: bool) -> None:
-        """Record how much of an utterance the caller heard; overwrites what was known before."""
+    async def heard(self, cid: str, entry_id: str, heard_ms: int, interrupted: bool, rest: str = "") -> None:
+        """Record how much of an utterance the caller heard; overwrites what was known before. `rest`: as in `Line`."""
         keys = CallKeys.of(cid)
-        await self._server.script_again(
-            scripts.HEARD, [keys.call, keys.heard], [entry_id, f"{int(heard_ms)} {int(interrupted)}"]
-        )
+        value = f"{int(heard_ms)} {int(interrupted)} {rest}".rstrip()
+        await self._server.script_again(scripts.HEARD, [keys.call, keys.heard], [entry_id, value])
 
     # The inside
 
