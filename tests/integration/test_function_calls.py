@@ -145,7 +145,7 @@ async def test_a_call_that_runs_while_its_agent_is_replaced_runs_once_and_answer
     assert [role for role, _ in notes.texts].count("user") == 1
 
 
-@pytest.mark.parametrize("handler", ["raises", "hangs", "missing"])
+@pytest.mark.parametrize("handler", ["raises", "hangs", "missing", "answers with no text"])
 async def test_an_agent_does_not_wait_for_ever_for_an_application_that_does_not_answer(
     redis_url: str, handler: str
 ) -> None:
@@ -154,6 +154,9 @@ async def test_an_agent_does_not_wait_for_ever_for_an_application_that_does_not_
     async def broken(session: Session, event: Any) -> None:
         if handler == "raises":
             raise KeyError("secret of the application")
+        if handler == "answers with no text":
+            call = event.functions[0]
+            await session.respond_to_function_call(call.id, call.name, {"state": "secret"})  # type: ignore[arg-type]
         await asyncio.Event().wait()
 
     if handler != "missing":

@@ -19,7 +19,7 @@ from bridge_shared.redis.calls import CallKeys, Line
 from bridge_shared.redis.transcripts import Entry, FencedStream
 from bridge_shared.tracing import Span
 from bridge_shared.types.deepgram import FunctionCall, FunctionCallRequestEvent
-from bridge_worker.functions import Ledger, Note, Record, as_text, redacted
+from bridge_worker.functions import UNKNOWN, Ledger, Note, Record, as_text, redacted
 from bridge_worker.recovery import FunctionRecord
 
 if TYPE_CHECKING:
@@ -111,7 +111,8 @@ class FunctionCalls:
         """Record an answer and give it to the agent; if the agent is being replaced, the next one gets it when it asks
         again. An answer that nobody wants is dropped with a log line. Cancelling it may leave the answer unsent."""
         if why := self._ledger.refusal(call_id, name):
-            return log.info("an answer to a function call is dropped", cid=self._c.cid, function=name, why=why)
+            say = log.warning if why == UNKNOWN else log.info
+            return say("an answer to a function call is dropped", cid=self._c.cid, function=name, why=why)
         record = self._ledger.find(call_id)
         assert record is not None
         self._note(self._ledger.answer(record, content, self._c.lines.last))

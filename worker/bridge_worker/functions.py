@@ -31,6 +31,8 @@ import orjson
 from bridge_shared.redis.calls import Line
 from bridge_worker.recovery import FunctionRecord, order
 
+UNKNOWN = "no such call"
+
 REISSUE_SECONDS = 30.0
 """After a new agent was ready, so long may it ask again for what was asked before."""
 
@@ -118,7 +120,7 @@ class Ledger:
         """Why an answer to this call is dropped; empty if it is wanted."""
         record = self.find(call_id)
         if record is None or record.name != name:
-            return "no such call"
+            return UNKNOWN
         if record.cancelled:
             return "it was cancelled"
         return "it was answered before" if record.response is not None else ""

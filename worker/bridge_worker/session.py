@@ -168,8 +168,15 @@ class Session:
         """Answer a function call, once. An answer to a cancelled or unknown call is dropped with a log line.
 
         It is recorded before the agent gets it: if agent or worker are lost now, the next ones know it.
+
+        Raises:
+            TypeError: `content` is no text. Nothing was answered.
         """
         self._gate("respond_to_function_call")
+        if not isinstance(content, str):
+            raise TypeError(
+                f"the answer to function {name!r} is a {type(content).__name__}: give the agent a text, json.dumps it"
+            )
         await self._cross(self._live().respond(id, name, content))
 
     def idempotency_key(self, call: FunctionCall) -> str:
