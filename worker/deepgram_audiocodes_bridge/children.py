@@ -85,12 +85,14 @@ class Child:
     def look(self) -> bool:
         """Whether it has just become ready."""
         if self.ready:
+            self._listen()  # an application may open doors again and again: a full pipe would hold up its calls
             return False
         connection = http.client.HTTPConnection(reachable(self.host), self.admin, timeout=LOOK_SECONDS)
         with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
             connection.request("GET", "/readyz")
             # once more if it has told something: the bridges of an application open their doors one by one
-            self.ready = connection.getresponse().status == http.HTTPStatus.OK and not self._listen()
+            accepts = connection.getresponse().status == http.HTTPStatus.OK
+            self.ready = accepts and not self._listen() and bool(self.pod)
         return self.ready
 
     def _listen(self) -> bool:
