@@ -85,12 +85,17 @@ def free_pair() -> int:
             return first
 
 
+def to_the_outside(port: int) -> bool:
+    """Whether somebody listens there on all addresses of this machine."""
+    return b"00000000:%04X" % port in Path("/proc/net/tcp").read_bytes()
+
+
 def going_on(shown: str) -> tuple[str, int, str]:
     """What is printed for another terminal: the URL of Redis, the port of the page, its token."""
     (redis,) = re.findall(r"^In another terminal: export REDIS_URL=(\S+); .*bridgectl calls$", shown, re.MULTILINE)
     ((port, token),) = re.findall(r"^Page: http://127\.0\.0\.1:(\d+)/#(\S{16,})$", shown, re.MULTILINE)
     assert b"0100007F:%04X" % int(port) in Path("/proc/net/tcp").read_bytes()  # and on no other address
-    assert b"00000000:%04X" % int(port) not in Path("/proc/net/tcp").read_bytes()
+    assert not to_the_outside(int(port))
     return redis, int(port), token
 
 
@@ -99,6 +104,14 @@ async def listed(port: int, token: str) -> int:
     async with httpx.AsyncClient(trust_env=False) as client:
         headers = {"Authorization": f"Bearer {token}"}
         return (await client.get(f"http://127.0.0.1:{port}/v1/calls", headers=headers)).status_code
+
+
+async def pods(port: int, token: str) -> list[str]:
+    """The ids of the pods, as the admin API has them."""
+    async with httpx.AsyncClient(trust_env=False) as client:
+        headers = {"Authorization": f"Bearer {token}"}
+        answer = (await client.get(f"http://127.0.0.1:{port}/v1/pods", headers=headers)).json()
+    return sorted(pod["pod"] for pod in answer["pods"])
 
 
 async def call(url: str) -> None:
@@ -187,7 +200,10 @@ async def test_pods_as_processes_take_calls_at_each_edge_and_end_together(tmp_pa
         admins = re.findall(
             r"^(?:worker|edge) \d: pid \d+, admin http://127.0.0.1:(\d+)$", program.stdout, re.MULTILINE
         )
-        assert [await listed(int(port), token) for port in admins if int(port) != port_of_page] == [403] * 3
+        assert [await listed(int(port), token) for port in admins if int(port) != port_of_page] == [200] * 3
+        assert not [port for port in admins if to_the_outside(int(port))]
+        names = re.findall(r"^(?:worker|edge) \d: pod ((?:worker|edge)-\S+)$", program.stdout, re.MULTILINE)
+        assert sorted(names) == await pods(port_of_page, token)
         await asyncio.gather(*(call(url) for url in urls))
         program.send(signal.SIGINT)
         assert await program.ended() == 0
@@ -195,11 +211,48 @@ async def test_pods_as_processes_take_calls_at_each_edge_and_end_together(tmp_pa
         assert "Traceback" not in program.stderr
 
 
+TWO_BRIDGES = """
+import asyncio, os
+from deepgram_audiocodes_bridge import BridgeConfig, DeepgramBridge
+
+def bridge(name):
+    think = {"provider": {"type": "open_ai", "model": "gpt-4o-mini"}, "prompt": "Answer."}
+    config = {"agent": {"think": think, "greeting": "Hello."}}
+    key = os.environ["DEEPGRAM_API_KEY"]
+    return DeepgramBridge(BridgeConfig(key, config, ac_token=None, port=PORT, name=name))
+
+async def main():
+    await asyncio.gather(bridge("sales").run(), bridge("support").run())
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.timeout(90)
+async def test_pods_as_processes_listen_where_the_application_says_and_name_the_path_of_each_bridge(
+    tmp_path: Path,
+) -> None:
+    first = free_pair()
+    app = tmp_path / "app.py"
+    app.write_text(TWO_BRIDGES.replace("PORT", str(first)))
+    with up(tmp_path, str(app), "--workers", "1", "--edges", "2") as program:
+        await shows(program, "All pods are ready.")
+        urls = re.findall(r"^edge \d: (ws://\S+)$", program.stdout, re.MULTILINE)
+        assert sorted(urls) == [
+            f"ws://127.0.0.1:{port}/{name}" for port in (first, first + 1) for name in ("sales", "support")
+        ]
+        (shown,) = re.findall(r"^A call: bridgectl call --url (ws://\S+)$", program.stdout, re.MULTILINE)
+        await call(shown)
+        await call(urls[-1])
+        program.send(signal.SIGINT)
+        assert await program.ended() == 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(90)
 async def test_a_pod_that_is_killed_is_replaced_and_a_killed_parent_leaves_nothing_behind(tmp_path: Path) -> None:
-    pods, first = ("--workers", "1", "--edges", "1", "--port", str(free_port())), free_pair()
-    with up(tmp_path, str(EXAMPLE), *pods, BRIDGE_ADMIN_PORT=str(first)) as program:
+    sizes, first = ("--workers", "1", "--edges", "1", "--port", str(free_port())), free_pair()
+    with up(tmp_path, str(EXAMPLE), *sizes, BRIDGE_ADMIN_PORT=str(first)) as program:
         await shows(program, "All pods are ready.")
         admins = re.findall(r"^(worker|edge) 1: pid \d+, admin http://127.0.0.1:(\d+)$", program.stdout, re.MULTILINE)
         assert admins == [("worker", str(first)), ("edge", str(first + 1))]  # counted up, workers first

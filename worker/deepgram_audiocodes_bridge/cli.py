@@ -79,6 +79,10 @@ OptionalApp = Annotated[
     Path | None, typer.Argument(metavar="APP", help="The Python file that ends in asyncio.run(bridge.run()).")
 ]
 
+# for the pods of `bridgectl up --workers`, as they are started by it
+AdminHost = Annotated[str | None, typer.Option(hidden=True)]
+Tell = Annotated[int | None, typer.Option(hidden=True)]
+
 
 @app.command(
     epilog="""\b
@@ -94,7 +98,13 @@ def up(
     edges: Annotated[
         int | None, typer.Option(min=1, max=100, help="Edge pods, each a process and a port of its own.")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="Port for callers; further edges take the next ones.")] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            help="Port for callers; further edges take the next ones. "
+            "[default: BRIDGE_PORT, or what the application says]"
+        ),
+    ] = None,
 ) -> None:
     """The whole cluster on this machine.
 
@@ -110,12 +120,12 @@ Examples:
   REDIS_URL=redis://redis:6379 bridgectl edge app.py
   REDIS_URL=redis://redis:6379 AC_TOKEN=secret BRIDGE_PORT=8080 bridgectl edge"""
 )
-def edge(app: OptionalApp = None) -> None:
+def edge(app: OptionalApp = None, admin_host: AdminHost = None, tell: Tell = None) -> None:
     """One edge pod, holding callers' sockets.
 
     Without APP its door comes from the environment: AC_TOKEN, or BRIDGE_OPEN_DOOR=true.
     """
-    _leave(local.edge(app, _settings()))
+    _leave(local.edge(app, _settings(), admin_host=admin_host, pipe=tell))
 
 
 @app.command(
@@ -123,9 +133,9 @@ def edge(app: OptionalApp = None) -> None:
 Example:
   REDIS_URL=redis://redis:6379 DEEPGRAM_API_KEY=... bridgectl worker app.py"""
 )
-def worker(app: App) -> None:
+def worker(app: App, admin_host: AdminHost = None, tell: Tell = None) -> None:
     """One worker pod, running agents and the handlers of APP."""
-    _leave(local.worker(app, _settings()))
+    _leave(local.worker(app, _settings(), admin_host=admin_host, pipe=tell))
 
 
 @app.command(

@@ -22,9 +22,10 @@ from bridge_shared import config
 from bridge_shared.config import Settings
 from bridge_shared.errors import BridgeError, ConfigError
 from bridge_shared.lifecycle import Signals
+from bridge_shared.redis.fleet import Role
 from deepgram_audiocodes_bridge import process as joined
 from deepgram_audiocodes_bridge import stage
-from deepgram_audiocodes_bridge.children import Child, Children, free_ports
+from deepgram_audiocodes_bridge.children import Child, Children, free_ports, tell
 from deepgram_audiocodes_bridge.process import SIMULATED_KEY, Process
 from deepgram_audiocodes_bridge.stage import DEMO_PROMPTS, Stage
 
@@ -48,18 +49,23 @@ UNUSED_KEY = "not needed by an edge"
 Say = Callable[[str], None]
 
 
-def worker(app: Path, settings: Settings) -> int:
-    """Run one worker pod until it has drained. Returns the exit code."""
-    return _run(app, joined.command(settings.model_copy(update={"role": "worker"})))
+def worker(app: Path, settings: Settings, *, admin_host: str | None = None, pipe: int | None = None) -> int:
+    """Run one worker pod until it has drained. Returns the exit code.
+
+    Args:
+        admin_host: where the admin port listens, if not where BRIDGE_HOST says.
+        pipe: where a parent wants to be told of the pod (`children.tell`).
+    """
+    return _run(app, _pod("worker", settings, admin_host, pipe))
 
 
-def edge(app: Path | None, settings: Settings) -> int:
-    """Run one edge pod until it has drained. Returns the exit code.
+def edge(app: Path | None, settings: Settings, *, admin_host: str | None = None, pipe: int | None = None) -> int:
+    """Run one edge pod until it has drained. Returns the exit code. Arguments as for `worker`.
 
     Raises:
         ConfigError: without an application, a door that is open to everybody must be asked for.
     """
-    process = joined.command(settings.model_copy(update={"role": "edge"}))
+    process = _pod("edge", settings, admin_host, pipe)
     if app is not None:
         # applications refuse to start without one, and a pod that faces callers should not have the real one
         os.environ[KEY] = os.environ.get(KEY) or UNUSED_KEY
@@ -76,6 +82,15 @@ def edge(app: Path | None, settings: Settings) -> int:
     finally:
         process.close()
     return 0
+
+
+def _pod(role: Role, settings: Settings, admin_host: str | None, pipe: int | None) -> Process:
+    process = joined.command(settings.model_copy(update={"role": role}))
+    if admin_host is not None:
+        process.admin_host = admin_host
+    if pipe is not None:
+        tell(process, pipe)
+    return process
 
 
 def up(app: Path | None, *, workers: int | None, edges: int | None, settings: Settings, say: Say = print) -> int:
@@ -210,11 +225,10 @@ def _mend(error: Exception) -> str:
 def _processes(app: Path, workers: int, edges: int, simulated: bool, settings: Settings, say: Say) -> int:
     """Run each pod as a process of its own. Redis and the simulated agent are ours, if they are needed."""
     process = Process(settings)
-    first = settings.port or FIRST_PORT
     count = workers + edges
     admins = list(range(settings.admin_port, settings.admin_port + count)) if settings.admin_port else free_ports(count)
     admins.reverse()  # taken from the end: workers have the lower ones
-    host = stage.reachable(settings.host)
+    host, token = _page(settings)
     try:
         process.prepare()
         environment = {"REDIS_URL": process.redis_url}
@@ -223,17 +237,16 @@ def _processes(app: Path, workers: int, edges: int, simulated: bool, settings: S
         if simulated:
             stage.banner(say)
             environment["DEEPGRAM_URL"] = process.media.submit(process.simulate()).result()
+        if token is not None:
+            environment["BRIDGE_ADMIN_TOKEN"] = token
         pods = [Child(f"worker {n + 1}", "worker", host, admins.pop(), environment) for n in range(workers)]
-        page_host, token = _page(settings)
-        if token is not None:  # one pod serves the page: a worker, which has no port for callers beside it
-            page = environment | {"BRIDGE_ADMIN_TOKEN": token, "BRIDGE_HOST": page_host}
-            pods[0] = Child(pods[0].name, "worker", page_host, pods[0].admin, page)
         for n in range(edges):
-            pods.append(
-                Child(f"edge {n + 1}", "edge", host, admins.pop(), environment | {"BRIDGE_PORT": str(first + n)})
-            )
-            say(f"edge {n + 1}: ws://{stage.in_url(host)}:{first + n}")
-        say(f"A call: bridgectl call --url ws://{stage.in_url(host)}:{first}")
+            edge = Child(f"edge {n + 1}", "edge", host, admins.pop(), environment)
+            if settings.port:
+                edge.environment = environment | {"BRIDGE_PORT": str(settings.port + n)}
+            elif n:  # the first one listens where the application says, as `bridgectl edge`
+                edge.behind = pods[workers], n
+            pods.append(edge)
         stage.onward(say, process, pods[0].host, pods[0].admin, token)
         return Children(app, pods, settings.drain_seconds + GRACE_SECONDS, say).run()
     finally:

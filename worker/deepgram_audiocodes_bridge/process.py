@@ -151,6 +151,8 @@ class Process:
         self.simulated: SimulatedAgent | None = None
         self.on_open: Callable[[Door], None] | None = None
         """Called in the media thread when a door has opened."""
+        self.on_pod: Callable[[str], None] | None = None
+        """Called in the media thread with the id of a pod that has started."""
         self.over = False
         self.joined = 0
         """How many bridges have ever joined."""
@@ -386,6 +388,8 @@ class Process:
                 opened = asyncio.create_task(pod.opened.wait())
                 await asyncio.wait([opened, self._main], return_when=asyncio.FIRST_COMPLETED)
                 opened.cancel()
+                if self.on_pod is not None:
+                    self.on_pod(pod.pod)
         if self._main.done():
             self._main.result()
 

@@ -11,7 +11,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -122,12 +122,14 @@ class Stage:
             self._say("Listening for calls. Ctrl-C drains.")
 
     def _show_door(self, door: Door) -> None:
-        self._say(f"Bot URL for Live Hub: ws://<this machine>:{self._address(door)}  (wss:// behind your TLS proxy)")
+        self._say(
+            f"Bot URL for Live Hub: ws://<this machine>:{_address(door, self._doors)}  (wss:// behind your TLS proxy)"
+        )
         self._say(f"               Token: {_token_notice(door, issued=self._process.settings.oidc_issuer is not None)}")
 
     async def _demonstrate(self, door: Door) -> None:
         """Place one simulated call, show the conversation as it reaches Redis, say how to read it."""
-        url = f"ws://{in_url(reachable(door.host))}:{self._address(door)}"
+        url = url_of(door, self._doors)
         caller = SimulatedCall(url, CallPlan(say=DEMO_PROMPTS), token=door.tokens[0] if door.tokens else None)
         cid = caller.conversation_id
         self._say(f"\nPlacing a simulated call. The conversation as it is stored in Redis ({cid}):")
@@ -201,11 +203,6 @@ class Stage:
         )
         return f"{client} XRANGE '{key}' - +", f'{_program("python")} -c "{script}"'
 
-    def _address(self, door: Door) -> str:
-        """Port, and path if several bridges share the port."""
-        sharing = sum((other.host, other.port) == (door.host, door.port) for other in self._doors)
-        return f"{door.port}/{door.bridge}" if sharing > 1 else str(door.port)
-
     def _say(self, line: str) -> None:
         with self._aside.undimmed():
             self._say_it(line)
@@ -253,6 +250,17 @@ class Aside:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def url_of(door: Door, doors: Sequence[Door]) -> str:
+    """Where callers on this machine reach this one of the doors of an edge."""
+    return f"ws://{in_url(reachable(door.host))}:{_address(door, doors)}"
+
+
+def _address(door: Door, doors: Sequence[Door]) -> str:
+    """Port, and path if several bridges share the port."""
+    sharing = sum((other.host, other.port) == (door.host, door.port) for other in doors)
+    return f"{door.port}/{door.bridge}" if sharing > 1 else str(door.port)
 
 
 def reachable(host: str) -> str:
