@@ -61,6 +61,7 @@ def complaint(folder: Path, *arguments: str, **variables: str) -> str:
         timeout=15,
     )
     assert run.returncode == 2, run.stderr
+    assert run.stderr.count("\n") == 1, run.stderr
     (sentence,) = run.stderr.splitlines()
     return sentence.removeprefix("bridgectl: ").removeprefix("error: ")
 
