@@ -37,6 +37,7 @@ class Door:
     Attributes:
         bridge: its name, by which workers know it; empty: the caller's path says which, or there is only one.
         host, port: where it listens.
+        port_set_by: the name of what gave the port, for the error if it is taken.
         formats: media formats it takes, most wanted first.
         play_format: what its agent speaks in if the caller's side offers it; None: the format of the call.
         tokens: any of these as `Authorization: Bearer …` opens the door; empty = no token is asked.
@@ -52,6 +53,7 @@ class Door:
     authenticate: Authenticate | None = None
     authenticate_seconds: float = 5.0
     play_format: str | None = None
+    port_set_by: str = "BRIDGE_PORT"
 
     @property
     def open(self) -> bool:

@@ -131,7 +131,7 @@ class Edge:
         port.doors[door.bridge] = door
         async with port.opening:
             if port.listener is None:
-                port.listener = await self._listen(door.host, door.port, port)
+                port.listener = await self._listen(door, port)
         log.info("AudioCodes Bridge server listening", host=door.host, port=door.port, bridge=door.bridge)
         if door.open and self._issuer is None:
             log.warning("anybody who reaches this port can place calls: no token is set", port=door.port)
@@ -286,7 +286,7 @@ class Edge:
             "bridges": sorted({name for port in self._ports.values() for name in port.doors}),
         }
 
-    async def _listen(self, host: str, number: int, port: _Port) -> Listener:
+    async def _listen(self, door: Door, port: _Port) -> Listener:
         async def admit(connection: ServerConnection, request: Request) -> Response | None:
             return await self._admit(port, connection, request)
 
@@ -297,8 +297,8 @@ class Edge:
         try:
             return await serve(
                 handle,
-                host,
-                number,
+                door.host,
+                door.port,
                 process_request=admit,
                 compression=None,
                 max_size=MOST_TIMES * self.settings.max_message_bytes,
@@ -314,8 +314,8 @@ class Edge:
         except OSError as error:
             if error.errno in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):
                 raise ConfigError(
-                    "BRIDGE_PORT",
-                    f"cannot listen on {host}:{number} ({os.strerror(error.errno)})",
+                    door.port_set_by,
+                    f"cannot listen on {door.host}:{door.port} ({os.strerror(error.errno)})",
                     "Choose a free port, or stop what listens there",
                 ) from error
             raise

@@ -192,6 +192,37 @@ def test_a_port_that_is_taken_is_named(command: tuple[str, ...], folder: Path, r
         )
 
 
+def test_a_taken_port_of_the_application_is_named_as_its_own(folder: Path, redis_url: str) -> None:
+    with taken_port() as port:
+        (folder / "app.py").write_text(APP.replace("8000", port))
+        assert complaint(folder, *BRIDGECTL, "edge", "app.py", REDIS_URL=redis_url) == (
+            f"BridgeConfig.port (bridge {port}): cannot listen on 127.0.0.1:{port} (Address already in use). "
+            "Choose a free port, or stop what listens there"
+        )
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ("port='abc'", "BridgeConfig.port: 'abc' is not the number of a port. "),
+        ("port=8000, ac_token=5", "BridgeConfig.ac_token (bridge 8000): is of type int. "),
+        ("port=8000, play_media_format=16", "BridgeConfig.play_media_format (bridge 8000): 16 is not a media format. "),
+        ("port=8000, name='a/b c'", "BridgeConfig.name: 'a/b c' cannot be the path of a URL, "),
+    ],
+    ids=["port", "ac_token", "play_media_format", "name"],
+)
+@pytest.mark.parametrize(
+    "command",
+    [("app.py",), (*BRIDGECTL, "up", "app.py"), (*BRIDGECTL, "worker", "app.py")],
+    ids=["python", "up", "pod"],
+)
+def test_a_value_in_the_application_that_cannot_be_used_is_named(
+    command: tuple[str, ...], fields: str, told: str, folder: Path
+) -> None:
+    (folder / "app.py").write_text(APP.replace("port=8000", fields))
+    assert complaint(folder, *command, REDIS_URL=NOWHERE, DEEPGRAM_API_KEY="x").startswith(told)
+
+
 def test_an_admin_port_that_is_taken_is_named(folder: Path, redis_url: str) -> None:
     with taken_port() as port:
         assert complaint(folder, *BRIDGECTL, "worker", "app.py", REDIS_URL=redis_url, BRIDGE_ADMIN_PORT=port) == (

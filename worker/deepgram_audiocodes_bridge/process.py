@@ -43,6 +43,8 @@ from bridge_sim.agent import SimulatedAgent
 from bridge_worker.handlers import Handlers
 from bridge_worker.session import Session
 from bridge_worker.worker import Hosted, Worker
+from deepgram_audiocodes_bridge import checks
+from deepgram_audiocodes_bridge.checks import bridge_name
 from deepgram_audiocodes_bridge.sockets import CrossedSocket
 from deepgram_audiocodes_bridge.types import BridgeConfig
 
@@ -186,7 +188,11 @@ class Process:
 
     async def serve(self, bridge: DeepgramBridge) -> None:
         """Take calls for a bridge until the process has drained. See `DeepgramBridge.run`."""
+        checks.check_call(bridge._config)
+        checks.check_door(bridge._config)
         await self.start()
+        if self.settings.role != "edge":  # which runs no handlers
+            bridge._check_handlers()
         self.joined += 1
         self._present += 1
         handlers = Handlers(bridge._handlers, asyncio.get_running_loop(), seconds=self.settings.handler_timeout)
@@ -212,9 +218,11 @@ class Process:
 
     async def serve_socket(self, bridge: DeepgramBridge, session: Session, socket: Any) -> Session:
         """Drive one call on a socket that somebody else accepted. See `Session.serve`."""
+        checks.check_call(bridge._config)
         self._present += 1
         try:
             await self.start()
+            bridge._check_handlers()
             if self.edge is None or self.worker is None:
                 raise ConfigError("BRIDGE_ROLE", "Session.serve needs both roles in this process", "Unset it")
             async with self._embedding(bridge) as handlers:
@@ -228,7 +236,7 @@ class Process:
     @contextlib.asynccontextmanager
     async def _embedding(self, bridge: DeepgramBridge) -> AsyncIterator[Handlers]:
         """The handlers of a bridge; they run for as long as any of its sockets is driven."""
-        name = _name(bridge._config)
+        name = bridge_name(bridge._config)
         if (embedded := self._embedded.get(name)) is None:
             handlers = Handlers(bridge._handlers, asyncio.get_running_loop(), seconds=self.settings.handler_timeout)
             task = asyncio.create_task(handlers.run(), name=f"handlers of {name}")
@@ -456,7 +464,7 @@ class Process:
         edge, worker, config = self.edge, self.worker, bridge._config
         assert edge is not None and worker is not None
         await self._simulate_if_keyless(config)
-        if (name := _name(config)) not in worker.hosted:
+        if (name := bridge_name(config)) not in worker.hosted:
             worker.host(self._hosted(bridge, handlers))
         served, called = session, ""
 
@@ -545,14 +553,15 @@ class Process:
         def session(cid: str) -> Session:
             return self._expected.pop(cid, None) or Session(None, bridge)
 
-        return Hosted(_name(bridge._config), bridge._config, handlers, session)
+        return Hosted(bridge_name(bridge._config), bridge._config, handlers, session)
 
     def _door(self, config: BridgeConfig) -> Door:
         tokens = (*((config.ac_token,) if config.ac_token is not None else ()), *self.settings.ac_tokens)
         return Door(
-            bridge=_name(config),
+            bridge=bridge_name(config),
             host=config.host if self.settings.origin("host") == "default" else self.settings.host,
-            port=self.settings.port or config.port,
+            port=self.settings.port or checks.port_number(config),
+            port_set_by="BRIDGE_PORT" if self.settings.port else checks.setting(config, "port"),
             formats=tuple(config.preferred_media_formats),
             tokens=() if config.authenticate is not None else tokens,
             authenticate=self._authenticate(config),
@@ -573,8 +582,3 @@ class Process:
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call(), loop))
 
         return ask
-
-
-def _name(config: BridgeConfig) -> str:
-    """A bridge is known by its name, by default its port: every process that runs the file says the same."""
-    return config.name or str(config.port)

@@ -147,7 +147,7 @@ class CallRecordingActivityParams(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class BridgeConfig:
-    """What one bridge needs to know. Nothing is checked here: a bad value shows when it is used.
+    """What one bridge needs to know. Nothing is checked here: a bad value is refused when the bridge begins to run.
 
     Secrets stay out of the representation, which ends up in logs and tracebacks; so does the whole
     agent configuration, because endpoint headers and provider credentials live inside it.
