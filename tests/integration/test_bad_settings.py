@@ -61,8 +61,9 @@ def complaint(folder: Path, *arguments: str, **variables: str) -> str:
         timeout=15,
     )
     assert run.returncode == 2, run.stderr
-    assert run.stderr.count("\n") == 1, run.stderr
-    (sentence,) = run.stderr.splitlines()
+    said = [line for line in run.stderr.splitlines() if "watchdog" not in line]  # which tells of a busy machine
+    assert len(said) == 1, run.stderr
+    (sentence,) = said
     return sentence.removeprefix("bridgectl: ").removeprefix("error: ")
 
 
