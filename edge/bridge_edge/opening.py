@@ -123,7 +123,8 @@ async def _go_on(call: Call, bridge: str) -> None:
         return await _accepted_by(call, call.edge.loop.time() + call.edge.settings.accept_timeout, bridge)
     if call.ended_by_peer:  # while the call was being attached
         return call.tell_end()
-    if call.gone:
+    if call.gone:  # meanwhile; nobody knew then whose call it was
+        log.warning("the caller's connection is lost, VAIC may resume the call", cid=call.cid)
         call.tell(Kind.LOST, [])
     elif attached.we and not call.edge.dead(attached.owner):
         await call.within(OWNER_SECONDS, lambda: call.gone or call.bot.state != "initiated")

@@ -231,6 +231,7 @@ async def test_a_caller_who_comes_back_while_the_owner_stands_still_is_accepted_
         assert agent.total == 1
 
 
+@pytest.mark.slow  # depends on moments
 async def test_a_socket_that_is_lost_before_its_resume_is_accepted_does_not_end_the_call(
     redis_url: str, agent: SimulatedAgent, tmp_path: Path
 ) -> None:
