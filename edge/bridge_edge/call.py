@@ -574,6 +574,11 @@ class Call:
             await self.end_in_redis("hangup", code or "")
             self.over.set()
 
+    def tell_lost(self) -> None:
+        """Tell the owner of a live call that its caller is lost; `pump` puts it on its way."""
+        log.warning("the caller's connection is lost, VAIC may resume the call", cid=self.cid)
+        self.tell(Kind.LOST, [])
+
     async def _socket_gone(self) -> None:
         self.gone = True
         self._outgoing.clear()
@@ -583,8 +588,7 @@ class Call:
         if not self.answer.done():
             self.answer.set_result("abandoned")
         if self._live:
-            log.warning("the caller's connection is lost, VAIC may resume the call", cid=self.cid)
-            self.tell(Kind.LOST, [])
+            self.tell_lost()
         elif self.link is not None:
             await self.end_in_redis("ended", "abandoned")
             self.tell(Kind.END, ["abandoned", None])

@@ -124,8 +124,7 @@ async def _go_on(call: Call, bridge: str) -> None:
     if call.ended_by_peer:  # while the call was being attached
         return call.tell_end()
     if call.gone:  # meanwhile; nobody knew then whose call it was
-        log.warning("the caller's connection is lost, VAIC may resume the call", cid=call.cid)
-        call.tell(Kind.LOST, [])
+        call.tell_lost()
     elif attached.we and not call.edge.dead(attached.owner):
         await call.within(OWNER_SECONDS, lambda: call.gone or call.bot.state != "initiated")
     call.go_on()

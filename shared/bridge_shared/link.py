@@ -243,7 +243,7 @@ class Link:
         if self.peer_pod:
             self._hello = reason
             self._hello_at = now + HELLO_EVERY
-            self._look_ahead()
+        self._look_ahead()
 
     def send(self, kind: int, body: list[Any], now: float) -> None:
         """Send control; it waits if there is no other side yet.
@@ -408,7 +408,6 @@ class Link:
         if peer_epoch == self.peer_epoch and peer_pod:
             self.peer_pod = peer_pod
         self.open(now, "reread")
-        self._look_ahead()
         return []
 
     def dismiss(self, pod: str) -> None:
