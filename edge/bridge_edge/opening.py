@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from bridge_shared import logs, tracing
 from bridge_shared.errors import BridgeError
-from bridge_shared.frames import Kind
 from bridge_shared.protocol import audiocodes as vaic
 from bridge_shared.protocol.media import FORMATS, choose
 from bridge_shared.redis.calls import CallRecord
