@@ -72,14 +72,9 @@ class Bot:
         """Whether a play stream waits for its `play_stop`."""
         return self._play is not None
 
-    @property
-    def speaker(self) -> str | None:
-        """Of the participants of an agent-assist call (§2.5) the one who counts as the caller: the first to open a
-        stream, or to be heard. None in any other call. Speech events are about this one."""
-        return self._speaker
-
     def is_caller(self, participant: str | None) -> bool:
-        """Whether a message with this participant is about the one who counts as the caller, as one without any is."""
+        """Whether a message with this participant is about the one who counts as the caller, as one without any is: of
+        several (agent-assist, §2.5) the first to open a stream, or to be heard. Speech events are about this one."""
         return participant is None or self._speaker in (None, participant)
 
     def new_socket(self) -> None:
